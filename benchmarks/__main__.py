@@ -1,0 +1,28 @@
+"""``python -m benchmarks COMMAND``."""
+
+from __future__ import annotations
+
+import argparse
+
+from . import scope
+
+COMMANDS = {"scope": scope}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Measure scoped_rng.")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        text = (module.__doc__ or "").partition("\n")[0]
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    options = parser.parse_args()
+    if hasattr(options, "run"):
+        options.run(options)
+    else:
+        parser.print_help()
+
+
+if __name__ == "__main__":
+    main()

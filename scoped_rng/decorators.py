@@ -1,0 +1,217 @@
+"""A scope round any callable: in force exactly while the body runs."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import types
+from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from typing import Any, SupportsIndex, TypeVar, overload
+
+from .scope import Activation, Scope, deterministic, never_compile
+
+__all__ = ["decorate", "fixed_seed"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+@overload
+def fixed_seed(seed: F) -> F: ...
+@overload
+def fixed_seed(
+    seed: SupportsIndex = 0, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
+) -> Callable[[F], F]: ...
+def fixed_seed(
+    seed: Any = 0, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
+) -> Any:
+    """Run every call of a function under `deterministic`, bare or with arguments.
+
+    It covers the whole life of a call and keeps the function's name, docs, signature and kind:
+
+    - a function, method, static or class method, partial or callable object: one activation per call;
+    - a coroutine function, generator or async generator: the scope is in force exactly while the body runs. Wherever it
+      gives way, everything is taken out, so that interleaved tasks do not see each other. Tasks that the body starts are
+      tasks of their own, and not covered;
+    - a class: every method whose name starts with ``test``;
+    - a Hypothesis test, above or below ``@given``: every example starts from the seed.
+
+    Args:
+        seed: as in `deterministic`.
+        strict: as in `deterministic`.
+        also: as in `deterministic`.
+        devices: as in `deterministic`.
+
+    Raises:
+        TypeError: what is decorated cannot be called, or is a class without a test.
+
+    >>> import random
+    >>> @fixed_seed
+    ... def noise():
+    ...     return random.random()
+    >>> noise() == noise()
+    True
+    >>> @fixed_seed(7)
+    ... def more():
+    ...     return random.random()
+    >>> noise() == more()
+    False
+    """
+    if callable(seed) and not hasattr(type(seed), "__index__"):
+        return deterministic(0)(seed)
+    return deterministic(seed, strict=strict, also=also, devices=devices)
+
+
+def decorate(scope: Scope, fn: Any) -> Any:
+    """Return ``fn`` with ``scope`` in force while its body runs; a class is changed in place.
+
+    Raises:
+        TypeError: ``fn`` cannot be called, or is a class without a method whose name starts with ``test``.
+    """
+    if isinstance(fn, type):
+        return _decorate_tests(scope, fn)
+    if isinstance(fn, (staticmethod, classmethod)):
+        return type(fn)(decorate(scope, fn.__func__))
+    if not callable(fn):
+        raise TypeError(
+            f"{scope!r} decorates functions, methods, callable objects and test classes, got {type(fn).__name__} {fn!r}; "
+            "put it below @property and the like, next to the function"
+        )
+    given: Any = getattr(fn, "hypothesis", None)
+    if hasattr(given, "inner_test"):  # the hook that Hypothesis documents for those who wrap each example
+        given.inner_test = decorate(scope, given.inner_test)
+        return fn
+    if hasattr(type(fn), "_pytestfixturefunction") or type(fn).__name__ == "FixtureFunctionDefinition":
+        raise TypeError(f"{scope!r} decorates the function of a fixture: put it below @pytest.fixture")
+    return functools.update_wrapper(never_compile(_wrapper(scope, fn)), fn)
+
+
+def _decorate_tests(scope: Scope, cls: type) -> type:
+    names = [name for name in dir(cls) if name.startswith("test")]
+    methods = {name: inspect.getattr_static(cls, name) for name in names}
+    methods = {name: method for name, method in methods.items() if callable(getattr(cls, name)) and not isinstance(method, type)}
+    if not methods:
+        raise TypeError(
+            f"{scope!r} decorates the methods of a class whose names start with 'test', and {cls.__name__} has none; "
+            "decorate its methods one by one"
+        )
+    for name, method in methods.items():
+        setattr(cls, name, decorate(scope, method))
+    return cls
+
+
+def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of the same kind as ``fn``, with an activation of its own for each call.
+
+    Each form has two finally blocks round the same call: where an interrupt hits the inner one, the outer one goes on.
+    """
+
+    def is_kind(check: Callable[[Any], bool]) -> bool:
+        return check(fn) or check(getattr(type(fn), "__call__", None))
+
+    if is_kind(inspect.iscoroutinefunction):
+
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            return await _run_through(scope, fn(*args, **kwargs))
+
+        return coroutine
+
+    if is_kind(inspect.isasyncgenfunction):
+
+        async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
+            body = fn(*args, **kwargs)
+            activation = Activation(scope)
+            step = body.asend(None)
+            body_error = None
+            try:
+                try:
+                    while True:
+                        try:
+                            value = await _steps(activation, step)
+                        except StopAsyncIteration:
+                            return
+                        try:
+                            step = body.asend((yield value))
+                        except BaseException as error:
+                            step = body.athrow(error)
+                except BaseException as error:
+                    body_error = error
+                    raise
+                finally:
+                    activation.stop()
+            finally:
+                activation.stop()
+                activation.report(body_error)
+                body_error = None
+
+        return async_generator
+
+    if is_kind(inspect.isgeneratorfunction):
+
+        def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+            return (yield from _run_through(scope, fn(*args, **kwargs)))
+
+        return generator
+
+    def function(*args: Any, **kwargs: Any) -> Any:
+        activation = Activation(scope)
+        failed = False
+        try:
+            try:
+                activation.start()
+                return fn(*args, **kwargs)
+            except BaseException:
+                failed = True
+                raise
+            finally:
+                activation.stop()
+        finally:
+            activation.stop()
+            activation.report(sys.exc_info()[1] if failed else None)
+
+    return function
+
+
+@types.coroutine
+def _run_through(scope: Scope, body: Any) -> Generator[Any, Any, Any]:
+    """Run a generator or coroutine to its end, in force exactly while it runs."""
+    activation = Activation(scope)
+    failed = False
+    try:
+        try:
+            return (yield from _steps(activation, body))
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            activation.stop()
+    finally:
+        activation.stop()
+        activation.report(sys.exc_info()[1] if failed else None)
+
+
+@types.coroutine
+def _steps(activation: Activation, body: Any) -> Generator[Any, Any, Any]:
+    """Run ``body`` step by step, passing on what goes in and out; take the activation out wherever it gives way.
+
+    Args:
+        body: what has ``send``, ``throw`` and ``close``: a generator, a coroutine, or one step of an async generator.
+    """
+    step, value = body.send, None
+    try:
+        while True:
+            activation.resume()
+            try:
+                given = step(value)
+            except StopIteration as stop:
+                activation.suspend()
+                return stop.value
+            finally:
+                value = None  # an error that goes through here must not be kept alive by this frame
+            activation.suspend()
+            try:
+                step, value = body.send, (yield given)
+            except BaseException as error:
+                step, value = body.throw, error
+    finally:
+        body.close()  # where it was interrupted between two steps; else it has ended

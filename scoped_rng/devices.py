@@ -1,0 +1,217 @@
+"""The generators of accelerators, through torch's device-module interface.
+
+CUDA, XPU, MTIA, MPS and a registered PrivateUse1 backend go one way: a backend that is initialised has a stream for each
+device, one that is not has its pending seed. Nothing here initialises a backend.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+__all__ = ["check_devices", "device_streams"]
+
+
+_PENDING_SEED = [0]  # what a backend that is initialised within a scope starts from
+
+
+class DeviceStream:
+    """Hold the default generator of one device."""
+
+    kind = "torch"
+
+    def __init__(self, backend: Backend, index: int) -> None:
+        self.name = f"{backend.name}:{index}"
+        self.subject = (backend.name, index)
+        self.device = backend.name
+        self._backend = backend
+        module = backend.module
+        self.take: Callable[[], Any]
+        self._put: Callable[[Any], Any]
+        self.seed: Callable[[int], Any]
+        generators = getattr(module, "default_generators", ())
+        if generators:  # direct: no change of the current device, no stack formatting
+            generator = generators[index]
+            self.take, self._put, self.seed = generator.get_state, generator.set_state, generator.manual_seed
+        else:
+            self.take = lambda: module.get_rng_state(index)
+            self._put = lambda state: module.set_rng_state(state, index)
+            self.seed = self._seed_as_current
+
+    def put(self, value: Any) -> None:
+        # A child forked inside the scope must not touch the parent's device when it leaves the block.
+        if not self._backend.in_bad_fork():
+            self._put(value)
+
+    def _seed_as_current(self, seed: int) -> None:
+        module = self._backend.module
+        if hasattr(module, "device"):
+            with module.device(self.subject[1]):
+                module.manual_seed(seed)
+        else:  # MPS, whose one device is always the current one
+            module.manual_seed(seed)
+
+
+class PendingSeeds:
+    """Hold the seeds that wait for backends to be initialised, of several backends as one thing.
+
+    torch keeps them in a private ``_lazy_seed_tracker`` of each backend: the calls that it makes on initialisation, and
+    their order. The public functions can add to it, but not read or clear it.
+    """
+
+    name = "pending seeds"
+    kind = ""
+    subject: Any = _PENDING_SEED
+
+    def __init__(self, backends: Iterable[Backend]) -> None:
+        self._waiting = [
+            (backend, backend.tracker, *backend.queued) for backend in backends if backend.tracker is not None
+        ]
+
+    def take(self) -> Any:
+        return _PENDING_SEED[0], [
+            (tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order)
+            for _, tracker, _, _ in self._waiting
+        ]
+
+    def put(self, value: Any) -> None:
+        _PENDING_SEED[0], pending = value
+        for (backend, tracker, _, _), (seed_all, seed, order) in zip(self._waiting, pending):
+            tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order = seed_all, seed, order
+            if backend.is_initialized():  # meanwhile, by the body
+                backend.run_pending(order)
+
+    def seed(self, seed: int) -> None:
+        _PENDING_SEED[0] = seed
+        for _, tracker, queued, order in self._waiting:
+            tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order = queued, None, order
+
+
+class Backend:
+    """One kind of accelerator: whether it is initialised, and its devices' streams."""
+
+    def __init__(self, name: str, module: Any) -> None:
+        self.name, self.module = name, module
+        self.in_bad_fork: Callable[[], bool] = getattr(module, "_is_in_bad_fork", lambda: False)
+        # MPS and small backends have no such function: they are ready as soon as they are there.
+        self.is_initialized: Callable[[], bool] = getattr(module, "is_initialized", self._is_there)
+        self.tracker: Any = getattr(module, "_lazy_seed_tracker", None)
+        call = (self.seed_pending, ["a seed that scoped_rng has queued for a block\n"])  # torch has the caller's stack here
+        self.queued = (call, [call])
+        self._is_capturing: Callable[[], bool] = getattr(module, "is_current_stream_capturing", lambda: False)
+        self._streams: list[DeviceStream] = []
+
+    def _is_there(self) -> bool:
+        return not self.in_bad_fork() and int(self.module.device_count()) > 0
+
+    def streams(self) -> list[DeviceStream]:
+        """Return the streams of all devices of an initialised backend."""
+        if self._is_capturing():
+            raise RuntimeError(
+                f"a scope was opened or a state captured while {self.name} records a graph, when the generators' states "
+                "cannot be read; open the scope round the capture, or leave the devices out: devices=[]"
+            )
+        if not self._streams:
+            self._streams = [DeviceStream(self, index) for index in range(self.module.device_count())]
+        return self._streams
+
+    def seed_pending(self) -> None:
+        """Seed every device with the seed of the scope; torch calls this while it initialises the backend."""
+        for generator in self.module.default_generators:
+            generator.manual_seed(_PENDING_SEED[0])
+
+    def run_pending(self, order: Any) -> None:
+        """Do what torch would have done if the backend had been initialised outside of the scope."""
+        calls = [call for call in order if call]
+        for call, _ in calls:
+            call()
+        if not calls:
+            for generator in self.module.default_generators:
+                generator.seed()  # as torch does for a device that nobody has seeded
+
+
+_BUILT_IN = [Backend(name, getattr(torch, name)) for name in ("cuda", "xpu", "mtia") if hasattr(torch, name)]
+if torch.backends.mps.is_available():
+    _BUILT_IN.append(Backend("mps", torch.mps))
+_private_use: list[Backend] = []
+_private_use_name: Callable[[], str] = torch._C._get_privateuse1_backend_name
+_torch_names = vars(torch)
+_pending: dict[tuple[Backend, ...], list[Any]] = {}
+
+
+def _backends() -> list[Backend]:
+    """Return the built-in backends and the one that is registered under PrivateUse1, at any time and under any name."""
+    module = _torch_names.get(_private_use_name())
+    if module is None:
+        return _BUILT_IN
+    if not _private_use or _private_use[-1].module is not module:
+        _private_use[:] = [*_BUILT_IN, Backend(_private_use_name(), module)]
+    return _private_use
+
+
+def check_devices(devices: Any) -> tuple[torch.device, ...] | None:
+    """Return the devices that ``devices=`` names, or None for all that are initialised.
+
+    Args:
+        devices: None, or a list or tuple of ``"cuda:1"``, ``torch.device`` and ints (of the current accelerator).
+
+    Raises:
+        TypeError: it is something else.
+        ValueError: torch knows no such device, or it is the CPU.
+    """
+    if devices is None:
+        return None
+    if not isinstance(devices, (list, tuple)):
+        raise TypeError(
+            f"devices= takes a list of 'cuda:1', torch.device or int, or None for all, "
+            f"got {type(devices).__name__} {devices!r}; put it in a list"
+        )
+    return tuple(map(_check_device, devices))
+
+
+def _check_device(given: Any) -> torch.device:
+    if isinstance(given, bool) or not isinstance(given, (int, str, torch.device)):
+        raise TypeError(
+            f"a device is a str such as 'cuda:1', a torch.device or an int, got {type(given).__name__} {given!r}"
+        )
+    try:
+        device = torch.device(given)
+    except RuntimeError as error:
+        raise ValueError(f"torch knows no device {given!r}: {str(error).splitlines()[0]}") from error
+    if device.type == "cpu":
+        raise ValueError("devices= names accelerators; the CPU is covered by every scope, leave it out")
+    return device
+
+
+def device_streams(devices: tuple[torch.device, ...] | None) -> list[Any]:
+    """Return what a scope has to hold of the accelerators: all that is initialised, or the devices asked for.
+
+    Raises:
+        ValueError: a device that is not there, or whose backend is not initialised.
+    """
+    if devices is not None:
+        return list(dict.fromkeys(map(_device_stream, devices)))
+    backends = _backends()
+    waiting = tuple([backend for backend in backends if not backend.is_initialized()])
+    pending = _pending.get(waiting)
+    if pending is None:
+        pending = _pending[waiting] = [PendingSeeds(waiting)]
+    if len(waiting) == len(backends):
+        return pending
+    return pending + [stream for backend in backends if backend not in waiting for stream in backend.streams()]
+
+
+def _device_stream(device: torch.device) -> DeviceStream:
+    backend = {backend.name: backend for backend in _backends()}.get(device.type)
+    if backend is None or not backend.is_initialized():
+        raise ValueError(
+            f"the device '{device}' is of a backend that is not initialised in this process; use the device once before the "
+            "scope, or leave devices= out to cover what is initialised"
+        )
+    streams = backend.streams()
+    index = backend.module.current_device() if device.index is None else device.index
+    if index >= len(streams):
+        raise ValueError(f"the device '{device}' is not there: {device.type} has {len(streams)} device(s)")
+    return streams[index]

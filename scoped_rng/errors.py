@@ -1,0 +1,55 @@
+"""The exceptions and warnings of scoped_rng.
+
+An error is raised for what is refused before anything is touched; a warning tells of what was repaired.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConcurrentScopeError",
+    "DeterminismWarning",
+    "RestoreError",
+    "RestoreWarning",
+    "ScopeOrderWarning",
+    "ScopedRngError",
+    "StateFormatError",
+    "StateMismatchError",
+]
+
+
+class ScopedRngError(Exception):
+    """Catch every error that scoped_rng raises on its own account.
+
+    Wrong arguments are plain ``TypeError`` and ``ValueError``, as everywhere in Python.
+    """
+
+
+class ConcurrentScopeError(ScopedRngError, RuntimeError):
+    """Refuse a scope that would overlap another one without being nested in it.
+
+    Streams are process-wide, so two scopes that are open at once in two threads or two tasks cannot both be right.
+    """
+
+
+class RestoreError(ScopedRngError, RuntimeError):
+    """Report a stream or flag that could not be put back when a scope was left; everything else was."""
+
+
+class StateFormatError(ScopedRngError, ValueError):
+    """Refuse a state dict that is damaged, foreign or of another version; nothing was changed."""
+
+
+class StateMismatchError(ScopedRngError, ValueError):
+    """Refuse a state of devices or objects that are not here; nothing was changed."""
+
+
+class ScopeOrderWarning(RuntimeWarning):
+    """Tell that scopes were left in another order than they were entered; the ambient state is put back all the same."""
+
+
+class RestoreWarning(RuntimeWarning):
+    """Tell of a stream or flag that could not be put back while the body's own exception goes on."""
+
+
+class DeterminismWarning(UserWarning):
+    """Tell that something asked for cannot be made deterministic any more in this process, and how to start it instead."""

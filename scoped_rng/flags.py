@@ -1,0 +1,127 @@
+"""torch's process-wide determinism switches: read, set, put back."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+
+from .errors import DeterminismWarning
+
+__all__ = ["STRICT", "WARN", "Flags"]
+
+_torch: Any = torch  # for what torch leaves untyped
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+INDUCTOR = "torch._inductor.config"
+
+Values = tuple[bool, bool, bool, bool, bool, bool, "bool | None", "str | None"]
+"""cudnn.deterministic, cudnn.benchmark, mkldnn.deterministic; of deterministic algorithms: fill, on, warn-only; inductor's
+own switch (None: not imported); the cuBLAS variable (None: absent)."""
+
+
+class _Switch(NamedTuple):
+    read: Callable[[], bool]
+    write: Callable[[bool], Any]
+
+
+def _switch(core: Any, name: str, owner: Any, attribute: str) -> _Switch:
+    # The public attributes are frozen once torch.testing._internal.common_utils has been imported, and cost three times
+    # as much, so the functions behind them are used where torch has them.
+    read, write = getattr(core, f"_get_{name}", None), getattr(core, f"_set_{name}", None)
+    if read is not None and write is not None:
+        return _Switch(read, write)
+    if hasattr(owner, attribute):
+        return _Switch(lambda: bool(getattr(owner, attribute)), lambda value: setattr(owner, attribute, value))
+    return _Switch(lambda: False, lambda value: None)  # a torch without this switch
+
+
+class Flags:
+    """Hold the determinism flags as one thing that a scope can take, set and put back."""
+
+    name = "flags"
+    kind = ""
+    subject: Any = "flags"
+
+    def __init__(self, strict: bool, core: Any = torch._C) -> None:
+        self._strict = strict
+        switches = (
+            _switch(core, "cudnn_deterministic", torch.backends.cudnn, "deterministic"),
+            _switch(core, "cudnn_benchmark", torch.backends.cudnn, "benchmark"),
+            _switch(core, "mkldnn_deterministic", torch.backends.mkldnn, "deterministic"),
+            _switch(
+                core, "deterministic_fill_uninitialized_memory", torch.utils.deterministic, "fill_uninitialized_memory"
+            ),
+        )
+        self._read = [switch.read for switch in switches]
+        self._write = [switch.write for switch in switches]
+        self._algorithms = getattr(core, "_get_deterministic_algorithms", torch.are_deterministic_algorithms_enabled)
+        self._warn_only = getattr(
+            core, "_get_deterministic_algorithms_warn_only", torch.is_deterministic_algorithms_warn_only_enabled
+        )
+        # The public setter imports all of inductor on its first call (a second) to set inductor's own switch along.
+        self._set_algorithms: Callable[..., Any] = getattr(
+            core, "_set_deterministic_algorithms", torch.use_deterministic_algorithms
+        )
+        self._cuda_is_built = bool(_torch.backends.cuda.is_built())
+
+    def take(self) -> Values:
+        """Return the values now in force."""
+        cudnn, benchmark, mkldnn, fill = self._read
+        return (
+            cudnn(),
+            benchmark(),
+            mkldnn(),
+            fill(),
+            self._algorithms(),
+            self._warn_only(),
+            getattr(sys.modules[INDUCTOR], "deterministic", None) if INDUCTOR in sys.modules else None,
+            os.environ.get(CUBLAS) if self._cuda_is_built else None,
+        )
+
+    def put(self, value: Values) -> None:
+        """Set every flag to the value in ``value``."""
+        cudnn, benchmark, mkldnn, fill = self._write
+        cudnn(value[0])
+        benchmark(value[1])
+        mkldnn(value[2])
+        fill(value[3])
+        self._set_algorithms(value[4], warn_only=value[5])
+        if INDUCTOR in sys.modules:
+            _put_inductor(value[6])
+        if self._cuda_is_built and os.environ.get(CUBLAS) != value[7]:
+            if value[7] is None:
+                del os.environ[CUBLAS]
+            else:
+                os.environ[CUBLAS] = value[7]
+
+    def seed(self, seed: int) -> None:
+        """Make torch deterministic: operations that cannot be warn, or raise if strict. The seed does not matter."""
+        strict = self._strict
+        cublas = os.environ.get(CUBLAS) if self._cuda_is_built else None
+        if self._cuda_is_built and cublas is None:
+            # cuBLAS reads the variable once, when torch makes its first handle.
+            if not _torch.cuda.is_initialized():
+                cublas = ":4096:8"
+            elif strict:
+                warnings.warn(
+                    f"CUDA was initialised without {CUBLAS}, so torch refuses cuBLAS calls under strict=True; "
+                    f"start the program with {CUBLAS}=:4096:8 in its environment",
+                    DeterminismWarning,
+                    stacklevel=4,
+                )
+        self.put((True, False, True, strict, True, not strict, True, cublas))
+
+
+def _put_inductor(deterministic: bool | None) -> None:
+    config: Any = sys.modules[INDUCTOR]
+    if hasattr(config, "deterministic"):
+        if deterministic is None:  # imported since the values were taken: what inductor starts from
+            deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
+        config.deterministic = deterministic
+
+
+STRICT, WARN = Flags(strict=True), Flags(strict=False)

@@ -1,0 +1,472 @@
+"""Scopes: ``deterministic``, ``isolated`` and ``replay``, and the transaction under all of them.
+
+A scope is a recipe; making one changes nothing. Entering it makes an activation, which takes the value of everything that
+the scope covers, seeds it, and puts it back when the scope is left. Streams are process-wide, so the open activations of
+the process are one stack.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import os
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
+
+from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning
+from .seeds import check_bool, check_seed
+from .state import Missing, RngState, capture, check_missing, streams
+
+if TYPE_CHECKING:
+    from .registry import Held
+
+__all__ = ["Activation", "Scope", "Transaction", "deterministic", "isolated", "replay"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+class Transaction:
+    """Take the value of streams, and put all of them back whatever happens."""
+
+    trouble = False
+    failures: tuple[tuple[str, BaseException], ...] = ()
+    interrupted: Held | None = None
+
+    def __init__(self) -> None:
+        self.undo: list[tuple[Held, Any]] = []
+
+    def take(self, plan: Iterable[Held]) -> None:
+        """Note the value of each of ``plan``."""
+        undo = self.undo
+        for held in plan:
+            undo.append((held, held.take()))
+
+    def put_back(self) -> None:
+        """Put back everything that was taken, last first; where it was interrupted, a second call goes on."""
+        undo = self.undo
+        while undo:
+            held, value = undo[-1]
+            try:
+                held.put(value)
+            except BaseException as error:
+                if not isinstance(error, Exception) and self.interrupted is not held:
+                    self.interrupted = held  # not its fault, so the second call tries it again, but no third one
+                    raise
+                self.trouble = True
+                self.failures += ((held.name, error),)
+            undo.pop()
+
+    def report(self, body_error: BaseException | None) -> None:
+        """Raise the first failure with the others in its message, or warn of them where the body has raised."""
+        if self.failures:
+            told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in self.failures)
+            message = f"could not be put back when the scope was left: {told}; everything else was"
+            if body_error is None:
+                raise RestoreError(message) from self.failures[0][1]
+            _warn(message, RestoreWarning, body_error)
+
+
+def _warn(message: str, category: type[Warning], body_error: BaseException | None) -> None:
+    try:
+        warnings.warn(message, category, stacklevel=5)
+    except category as warning:  # warnings are errors here; but the body's own error is not hidden
+        if body_error is None:
+            raise
+        while body_error.__context__ is not None:
+            body_error = body_error.__context__
+        body_error.__context__ = warning
+
+
+class Activation(Transaction):
+    """One entry of a scope.
+
+    `start` and `stop` are under every form; `suspend` and `resume` take an activation out and in again where a coroutine
+    or generator gives way. `stop` may be called any number of times: it goes on where a call before was interrupted.
+    """
+
+    left_early = False
+    parent: Activation | None = None
+    thread = 0
+    task: weakref.ref[Any] | None = None
+    # While suspended: this activation and those that its body has opened, last opened first, with their values.
+    inside: Sequence[tuple[Activation, list[tuple[Held, Any]]]] = ()
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.undo = []
+
+    def start(self) -> None:
+        """Enter the scope: check, take everything, seed everything."""
+        plan = self.scope.plan()
+        with _lock:
+            top = _stack[-1] if _stack else None
+            if top is not None and top is not _innermost_here():
+                _refuse_unless_nested(top)
+            self._push(top)
+        self.take(plan)
+        self.scope.begin(plan)
+
+    def stop(self) -> None:
+        """Put everything back and close the activation."""
+        if self in _stack:
+            if _stack[-1] is not self:
+                self._hand_over()
+            self.put_back()
+            self._pop()
+        if self.inside:
+            self.inside = ()
+            _suspended.pop(id(self), None)
+
+    def report(self, body_error: BaseException | None) -> None:
+        """Tell of what went wrong while leaving; call it when all is put back."""
+        if self.left_early:
+            _warn(
+                f"{self.scope!r} was left before a scope that was entered after it (a generator that was kept, perhaps); "
+                "the ambient state comes back when the last of them is left",
+                ScopeOrderWarning,
+                body_error,
+            )
+        super().report(body_error)
+
+    def suspend(self) -> None:
+        """Take out all that holds since `start` or `resume`, the scopes that the body has opened included."""
+        _suspended[id(self)] = self
+        for activation in reversed(_stack[_stack.index(self) :]):
+            values = [(held, held.take()) for held, _ in activation.undo]
+            self.inside = (*self.inside, (activation, values))
+            activation.put_back()
+            activation._pop()
+
+    def resume(self) -> None:
+        """Start, or put in again over what is ambient now all that `suspend` has taken out."""
+        if not self.inside:
+            self.start()
+            return
+        with _lock:
+            top = _stack[-1] if _stack else None
+            # A step runs to its next suspension in one go, so within a thread it is nested in whatever is open.
+            if top is not None and top.thread != threading.get_ident() and top is not _innermost_here():
+                _refuse_unless_nested(top)
+            for activation, _ in reversed(self.inside):
+                activation._push(_stack[-1] if _stack else None)
+        for activation, values in reversed(self.inside):
+            activation.take(held for held, _ in values)
+            for held, value in values:
+                held.put(value)
+        self.inside = ()
+        _suspended.pop(id(self), None)
+
+    def _push(self, top: Activation | None) -> None:
+        self.parent = top
+        self.thread = threading.get_ident()
+        self.task = _current_task()
+        _stack.append(self)
+        _chain.set(self)
+
+    def _pop(self) -> None:
+        # A fixture is left in another context than it was entered in; there the chain is not ours to change.
+        if _chain.get() is self:
+            _chain.set(self.parent)
+        _stack.remove(self)
+
+    def _hand_over(self) -> None:
+        """Left before those opened later: what they found is not ambient, what this one found is."""
+        self.trouble = self.left_early = True
+        above = _stack[_stack.index(self) + 1 :]
+        for entry in list(self.undo):
+            held, value = entry
+            for activation in above:
+                places = [place for place, (other, _) in enumerate(activation.undo) if other.subject is held.subject]
+                if places:
+                    activation.undo[places[0]] = (held, value)
+                    self.undo.remove(entry)
+                    break
+
+
+# The open activations of the process, innermost last; and the innermost of each context, by which an entry knows what it
+# is nested in: a context is inherited by child tasks, by asyncio.run and by to_thread.
+_stack: list[Activation] = []
+_chain: contextvars.ContextVar[Activation | None] = contextvars.ContextVar("scoped_rng", default=None)
+_suspended: dict[int, Activation] = {}
+# Reentrant, since the garbage collector may close a generator that holds a scope at any line.
+_lock = threading.RLock()
+
+
+def _innermost_here() -> Activation | None:
+    """Return the innermost activation of this context that is still open."""
+    activation = _chain.get()
+    while activation is not None and activation not in _stack:
+        activation = activation.parent
+    return activation
+
+
+def _current_task() -> weakref.ref[Any] | None:
+    # Without a running loop the public current_task raises, which would cost more than all the rest of this module.
+    asyncio: Any = sys.modules.get("asyncio")
+    if asyncio is None or asyncio._get_running_loop() is None:
+        return None
+    task = asyncio.current_task()
+    return None if task is None else weakref.ref(task)
+
+
+def _refuse_unless_nested(top: Activation) -> None:
+    """Raise unless an entry here is nested in ``top``, which is open and not of this context."""
+    if top.task is None:
+        # Opened by synchronous code. In its own thread that is below us on the stack, or has ended.
+        if top.thread == threading.get_ident():
+            return
+        opener = "a thread"
+    else:
+        task = top.task()
+        if task is None or task.done() or not task.get_loop().is_running():
+            return  # an async fixture, whose task ends before the test's begins
+        opener = f"the task {task.get_name()!r}"
+    if _in_backward_thread():
+        return
+    raise ConcurrentScopeError(
+        f"{top.scope!r} is open in {opener} while another scope is being entered, and neither is nested in the other; the "
+        "random streams belong to the process, so both would be wrong. Open one after the other (put a lock round the "
+        "blocks), decorate coroutines and generators instead of using `with` across an await or a yield, or use processes"
+    )
+
+
+def _in_backward_thread() -> bool:
+    # autograd runs backward on a thread of its own for each accelerator, which knows no context, while the thread that
+    # called backward() waits. There is no public way to ask.
+    graph_task: Callable[[], int] | None = getattr(sys.modules["torch"]._C, "_current_graph_task_id", None)
+    return (
+        graph_task is not None
+        and graph_task() != -1
+        and isinstance(threading.current_thread(), threading._DummyThread)
+    )
+
+
+def _after_fork_in_child() -> None:
+    """Forget the scopes of threads that the child does not have."""
+    global _lock
+    _lock = threading.RLock()
+    here = []
+    activation = _chain.get()
+    while activation is not None:
+        here.append(activation)
+        activation = activation.parent
+    _stack[:] = [activation for activation in _stack if activation in here]
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _find(scope: Scope) -> Activation | None:
+    """Return the activation that leaving ``scope`` ends: the innermost one that is open, or else one taken out."""
+    for activation in reversed(_stack):
+        if activation.scope is scope:
+            return activation
+    for base in _suspended.values():
+        for activation, _ in base.inside:
+            if activation.scope is scope:
+                base.inside = tuple(entry for entry in base.inside if entry[0] is not activation)
+                return activation
+    return None
+
+
+class Scope:
+    """A recipe that `deterministic`, `isolated` and `replay` make: a context manager, and a decorator.
+
+    It can be used any number of times, nested in itself as well; each entry has its own activation.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        seed: int | None,
+        also: Any = (),
+        devices: Any = None,
+        strict: bool | None = None,
+        state: RngState | None = None,
+        missing: Missing = "error",
+    ) -> None:
+        self._name = name
+        self._seed = seed
+        self._also: tuple[Held, ...] = () if also == () else streams().adapt_all(also)
+        self._devices = None if devices is None else streams().check_devices(devices)
+        self._strict = strict
+        self._state = state
+        self._missing = missing
+
+    @property
+    def seed(self) -> int | None:
+        """The seed that the scope sets, or None if it does not seed."""
+        return self._seed
+
+    def __repr__(self) -> str:
+        shown = self._seed if self._state is None else self._state
+        return f"{self._name}({'' if shown is None else shown})"
+
+    def plan(self) -> list[Held]:
+        """Return what the scope covers now."""
+        plan: list[Held] = streams().ambient_streams(self._devices)
+        plan += self._also
+        if self._strict is not None:
+            plan.append(streams().STRICT if self._strict else streams().WARN)
+        return plan
+
+    def begin(self, plan: list[Held]) -> None:
+        """Start what was taken: from the seed, at the captured state, or as it is."""
+        seed = self._seed
+        if seed is not None:
+            for held in plan:
+                held.seed(seed)
+        elif self._state is not None:
+            ambient = plan[: len(plan) - len(self._also)]
+            for held, value in self._state.values_for(ambient, self._also, self._missing):
+                held.put(value)
+
+    def __enter__(self) -> Scope:
+        activation = Activation(self)
+        try:
+            try:
+                activation.start()
+                return self
+            except BaseException:
+                activation.stop()
+                raise
+        except BaseException as error:
+            activation.stop()
+            activation.report(error)
+            raise
+
+    def __exit__(self, leaving: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
+        # `leaving` comes in as the error's type, which is not needed. As a name that is bound from the start it keeps which
+        # activation is left, so that after an interrupt at any line below the second try goes on with the same one.
+        try:
+            leaving = _find(self)
+            if leaving is not None:
+                leaving.stop()
+        except BaseException as interrupt:
+            leaving = leaving if isinstance(leaving, Activation) else _find(self)
+            if leaving is not None:
+                leaving.stop()
+                leaving.report(interrupt)
+            raise
+        if leaving is None:
+            raise RuntimeError(f"{self!r} is left but was not entered, or was left already")
+        if leaving.trouble:
+            leaving.report(error)
+
+    def __call__(self, fn: F) -> F:
+        from .decorators import decorate  # which is above this module
+
+        decorated: F = decorate(self, fn)
+        return decorated
+
+
+# torch.compile runs a function that enters a scope eagerly, whole. torch.compiler.disable would do the same, but imports
+# dynamo and inductor (a second); it sets these two attributes.
+DYNAMO_MESSAGE = (
+    "scoped_rng: a scope saves and restores generators, which a compiled graph cannot hold. Move it outside: open the scope "
+    "round the call of the compiled function"
+)
+
+
+def never_compile(fn: F) -> F:
+    """Keep torch.compile from tracing ``fn``."""
+    fn._torchdynamo_disable = True  # type: ignore[attr-defined]
+    fn._torchdynamo_disable_msg = DYNAMO_MESSAGE  # type: ignore[attr-defined]
+    return fn
+
+
+never_compile(Scope.__enter__)
+never_compile(Scope.__exit__)
+
+
+@never_compile
+def deterministic(
+    seed: SupportsIndex, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
+) -> Scope:
+    """Seed every random stream and make torch deterministic for a block, and put everything back after it.
+
+    Inside, Python, NumPy and torch draw the very numbers that ``random.seed(seed); np.random.seed(seed);
+    torch.manual_seed(seed)`` would give, on the CPU and on every initialised accelerator; unseeded NumPy generators made
+    inside draw from the seed as well. Outside, the next draw of every stream is what it would have been.
+
+    Args:
+        seed: an int in [0, 2**64). torch's CPU generator and NumPy differ in what they make of seeds from 2**32 on: torch's
+            uses the low 32 bits alone.
+        strict: raise where torch has only a nondeterministic algorithm (else it warns), and fill uninitialised memory.
+        also: one object or a list or tuple of them, held as well and seeded by ``fold_in(seed, "also", position)``:
+            ``random.Random``, ``numpy.random.Generator``, ``numpy.random.RandomState``, ``torch.Generator``,
+            ``torch.nn.Module`` (its buffers and training mode), or anything with ``seed``, ``getstate``, ``setstate``.
+        devices: None for every device of every initialised backend, or a list of ``"cuda:1"``, ``torch.device`` and ints
+            (of the current accelerator); ``[]`` for none.
+
+    Returns:
+        A scope: a context manager and a decorator, to be used as often as wanted.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong; nothing was touched.
+        ConcurrentScopeError: on entry, where it would overlap a scope of another thread or task.
+
+    >>> import torch
+    >>> with deterministic(0):
+    ...     first = torch.rand(2)
+    >>> with deterministic(0) as scope:
+    ...     second = torch.rand(2)
+    >>> torch.equal(first, second), scope.seed
+    (True, 0)
+    """
+    return Scope("deterministic", check_seed(seed), also, devices, check_bool("strict", strict))
+
+
+@never_compile
+def isolated(
+    seed: SupportsIndex | None = None, *, also: Any = (), devices: Sequence[Any] | None = None
+) -> Scope:
+    """Keep whatever a block draws from moving the streams outside; leave the determinism flags alone.
+
+    Args:
+        seed: None to go on from the ambient state, or a seed as in `deterministic`.
+        also: as in `deterministic`.
+        devices: as in `deterministic`.
+
+    >>> import random
+    >>> state = capture()
+    >>> with isolated():
+    ...     _ = random.random()
+    >>> capture() == state
+    True
+    """
+    return Scope("isolated", None if seed is None else check_seed(seed), also, devices)
+
+
+@never_compile
+def replay(state: RngState, *, also: Any = (), missing: Missing = "error") -> Scope:
+    """Put every stream to a captured state for a block, and back after it.
+
+    Args:
+        state: what `capture` gave.
+        also: the user objects, as they were given to `capture`; they are matched by position.
+        missing: ``"skip"`` leaves out devices and objects that only the state has, or only the caller.
+
+    Raises:
+        StateMismatchError: on entry, where the state is of devices or objects that are not here, or of another kind.
+
+    >>> import random
+    >>> state = capture()
+    >>> first = random.random()
+    >>> with replay(state):
+    ...     again = random.random()
+    >>> first == again
+    True
+    """
+    if not isinstance(state, RngState):
+        raise TypeError(
+            f"replay takes the RngState that capture() gives, got {type(state).__name__}; "
+            "read a saved dict back with RngState.from_state_dict(...)"
+        )
+    check_missing(missing)
+    return Scope("replay", None, also, state=state, missing=missing)

@@ -1,0 +1,366 @@
+"""One class per kind of stream, the registry, and the adapter for user objects.
+
+Importing this imports numpy and torch.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import random
+import struct
+import sys
+import sysconfig
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.random.bit_generator as bit_generator
+import torch
+
+from . import nn
+from .devices import check_devices, device_streams
+from .flags import STRICT, WARN
+from .registry import REGISTERED, Direct, Held, Keyed, missing_methods
+from .seeds import fold_in
+
+__all__ = [
+    "ENTROPY",
+    "STRICT",
+    "WARN",
+    "Held",
+    "adapt_all",
+    "ambient_streams",
+    "check_devices",
+]
+
+
+class PythonStream:
+    """Hold Python's global ``random``.
+
+    ``getstate`` and ``setstate`` turn 624 words into int objects and back, which takes 10 µs: half of a scope. The words
+    are 2,500 bytes behind the object's header, and copying those takes 0.2 µs. Where a CPython does not have them there,
+    or has no GIL to keep other threads out meanwhile, the public functions do it.
+    """
+
+    name = kind = "python"
+    subject: Any = random
+
+    def __init__(self, direct: bool | None = None) -> None:
+        self._generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
+        self._memory: Any = None
+        if _python_memory_is_as_known(self._generator) if direct is None else direct:
+            self._memory = _python_memory(self._generator)
+        self.seed: Callable[[int], Any] = random.seed
+
+    def take(self) -> Any:
+        if self._memory is None:
+            return random.getstate()
+        return self._memory.raw, self._generator.gauss_next
+
+    def put(self, value: Any) -> None:
+        if len(value) == 3:  # from the public functions, or from a state
+            random.setstate(value)
+        else:
+            self._memory.raw, self._generator.gauss_next = value
+
+    def as_tuple(self, value: Any) -> Any:
+        """Return what `take` gave as ``random.getstate`` gives it."""
+        if len(value) == 3:
+            return value
+        position, *words = struct.unpack("=i624I", value[0])
+        return 3, (*words, position), value[1]
+
+
+def _python_memory(generator: random.Random) -> Any:
+    return _MersenneMemory.from_address(id(generator) + object.__basicsize__)  # int index; uint32 state[624]
+
+
+def _python_memory_is_as_known(generator: random.Random) -> bool:
+    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return False
+    _, (*words, position), _ = generator.getstate()
+    return bool(_python_memory(generator).raw == struct.pack("=i624I", position, *words))
+
+
+_MersenneMemory = ctypes.c_char * 2500
+
+
+_numpy: Any = np.random  # whose stubs leave out the next two
+_get_bit_generator, _set_bit_generator = _numpy.get_bit_generator, _numpy.set_bit_generator
+_standard_normal = _numpy.standard_normal
+_MT19937 = np.random.MT19937
+_ONCE = (None,)
+
+
+class NumPyStream:
+    """Hold NumPy's legacy global stream: its bit generator, that one's state, and the cached gaussian.
+
+    ``get_state`` and ``set_state`` cost 55 µs. The state of an MT19937 is 2,500 bytes at an address that its public
+    ``ctypes`` interface tells, and copying those costs 0.2 µs. The cached gaussian is not among them. One draw tells
+    whether there is one: if there is, it comes back and the state does not move.
+    """
+
+    name = kind = "numpy"
+    subject: Any = np.random
+
+    def __init__(self, direct: bool | None = None) -> None:
+        self._memory: tuple[Any, Any] = (None, None)
+        self._direct = _mt19937_memory_is_as_known() if direct is None else direct
+        self._put_gaussian = _put_gaussian_alone if self._direct and _puts_gaussian_alone() else _put_gaussian
+
+    def _view(self, bits: Any) -> Any:
+        """Return the memory of ``bits`` as a ctypes array, kept for the next call."""
+        known, memory = self._memory
+        if known is not bits:
+            memory = _MersenneMemory.from_address(bits.ctypes.state_address)  # uint32 key[624]; int pos
+            self._memory = (bits, memory)
+        return memory
+
+    def take(self) -> tuple[Any, Any, float | None]:
+        bits = _get_bit_generator()
+        if type(bits) is not _MT19937 or not self._direct:
+            return bits, _numpy.get_state(legacy=False), None
+        memory = self._view(bits)
+        drawn: list[float] = []
+        with bits.lock:  # every draw holds it, so this is safe beside threads that draw
+            state = memory.raw
+            try:
+                # extend and map run in C: no interrupt can come between the draw and keeping what it gave.
+                drawn.extend(map(_standard_normal, _ONCE))
+                self._settle(bits, memory, state, drawn)
+            except BaseException:
+                self._settle(bits, memory, state, drawn)
+                raise
+        return bits, state, drawn[0] if drawn else None
+
+    def _settle(self, bits: Any, memory: Any, state: bytes, drawn: list[float]) -> None:
+        """Undo the draw of `take`, and leave in ``drawn`` a gaussian that was cached."""
+        if memory.raw != state:
+            drawn.clear()
+            memory.raw = state
+        _set_bit_generator(bits)  # forgets the gaussian that the draw has left
+        if drawn:
+            self._put_gaussian(drawn[0])
+
+    def put(self, value: Any) -> None:
+        if isinstance(value, dict):  # from a state: any bit generator of that kind will do
+            name, bits = value["bit_generator"], _get_bit_generator()
+            value = (bits if type(bits).__name__ == name else getattr(np.random, name)(0), value, None)
+        bits, state, gaussian = value
+        if isinstance(state, dict):
+            _set_bit_generator(bits)
+            _numpy.set_state(state)
+            return
+        with bits.lock:
+            self._view(bits).raw = state
+            _set_bit_generator(bits)  # also where the body has swapped it; forgets a cached gaussian
+            if gaussian is not None:
+                self._put_gaussian(gaussian)
+
+    def seed(self, seed: int) -> None:
+        if not isinstance(_get_bit_generator(), _MT19937):
+            _set_bit_generator(_MT19937(0))  # _numpy.seed takes no other
+        _numpy.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32])
+
+    def as_dict(self, value: tuple[Any, Any, float | None]) -> dict[str, Any]:
+        """Return what `take` gave as the dict that ``np.random.get_state(legacy=False)`` gives."""
+        _, state, gaussian = value
+        if isinstance(state, dict):
+            return dict(state)
+        key, position = np.frombuffer(state[:-4], np.uint32), int.from_bytes(state[-4:], sys.byteorder)
+        bits = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
+        return {**bits, "has_gauss": int(gaussian is not None), "gauss": gaussian or 0.0}
+
+
+
+
+def _mt19937_memory_is_as_known() -> bool:
+    bits = _MT19937(0)
+    memory = _MersenneMemory.from_address(bits.ctypes.state_address).raw
+    state = bits.state["state"]
+    return memory == state["key"].tobytes() + int(state["pos"]).to_bytes(4, sys.byteorder)
+
+
+def _put_gaussian(gaussian: float, stream: Any = _numpy) -> None:
+    state = stream.get_state(legacy=False)
+    state["has_gauss"], state["gauss"] = 1, gaussian
+    stream.set_state(state)
+
+
+def _put_gaussian_alone(gaussian: float, stream: Any = _numpy) -> None:
+    # set_state puts the gaussian first and then hands the rest to the bit generator, which refuses a foreign one. That
+    # saves copying 624 words to and fro: 55 µs, where a whole scope takes 25.
+    try:
+        stream.set_state({"bit_generator": "none", "state": None, "has_gauss": 1, "gauss": gaussian})
+    except ValueError:
+        pass
+
+
+def _puts_gaussian_alone() -> bool:
+    stream, untouched = np.random.RandomState(0), np.random.RandomState(0)
+    _put_gaussian_alone(0.25, stream)
+    return bool(stream.standard_normal() == 0.25 and stream.random() == untouched.random())
+
+
+class EntropySource:
+    """Draw from a seed what NumPy would otherwise ask the operating system for."""
+
+    def __init__(self, seed: int) -> None:
+        self.state = (seed, 0)
+
+    def __call__(self, bits: int) -> int:
+        with _entropy_lock:
+            seed, drawn = self.state
+            self.state = (seed, drawn + 1)
+        words = (fold_in(seed, "numpy.entropy", drawn, word) for word in range((bits + 63) // 64))
+        return sum(word << 64 * place for place, word in enumerate(words)) & ((1 << bits) - 1)
+
+
+_entropy_lock = threading.Lock()
+_bit_generator: Any = bit_generator
+
+
+class EntropyStream:
+    """Hold NumPy's fresh entropy: what an unseeded ``default_rng()``, ``SeedSequence()`` or ``np.random.seed()`` draws.
+
+    NumPy asks for it in one place, ``randbits`` of the module that makes seed sequences; there is no public hook.
+    """
+
+    name = kind = "numpy.entropy"
+    subject: Any = bit_generator
+
+    def is_seeded(self) -> bool:
+        return type(_bit_generator.randbits) is EntropySource
+
+    def take(self) -> tuple[Any, tuple[int, int] | None]:
+        source = _bit_generator.randbits
+        return source, source.state if type(source) is EntropySource else None
+
+    def put(self, value: tuple[Any, tuple[int, int] | None]) -> None:
+        source, state = value
+        if state is not None:
+            source.state = state
+        _bit_generator.randbits = source
+
+    def seed(self, seed: int) -> None:
+        _bit_generator.randbits = EntropySource(seed)
+
+
+class TorchGeneratorStream(Direct):
+    """Hold a ``torch.Generator`` of any device."""
+
+    def __init__(self, name: str, subject: torch.Generator) -> None:
+        super().__init__(name, "torch", subject, subject.get_state, subject.set_state, subject.manual_seed)
+        self.device = subject.device.type
+
+
+PYTHON = PythonStream()
+NUMPY = NumPyStream()
+ENTROPY = EntropyStream()
+TORCH = TorchGeneratorStream("torch", torch.default_generator)
+_global_streams: list[Held] = [PYTHON, NUMPY, TORCH]
+if hasattr(bit_generator, "randbits"):  # not public; without it fresh entropy stays fresh
+    _global_streams.append(ENTROPY)
+
+
+# `random` as a module has the methods of a stream; the other three are what the global functions draw from.
+_GLOBAL_OBJECTS = (
+    random,
+    getattr(random, "_inst", random),
+    getattr(np.random.mtrand, "_rand", random),
+    torch.default_generator,
+)
+
+
+def ambient_streams(devices: Any = None) -> list[Held]:
+    """Return the streams that every scope covers, and those of the devices asked for."""
+    streams = _global_streams + device_streams(devices)
+    return [*streams, *REGISTERED.values()] if REGISTERED else streams
+
+
+def adapt_all(also: Any) -> tuple[Held, ...]:
+    """Return what a scope needs to hold the user's objects ``also``: one object, or a list or tuple of them."""
+    if not isinstance(also, (list, tuple)):
+        also = (also,)
+    return tuple(adapt(subject, position) for position, subject in enumerate(also))
+
+
+def adapt(subject: Any, position: int) -> Held:
+    """Return what a scope needs to hold ``subject``, seeded by ``fold_in(seed, "also", position)``.
+
+    Raises:
+        TypeError: it is none of the kinds that a scope can hold.
+        ValueError: it is one of the global streams.
+    """
+    name = f"also[{position}]"
+    if any(subject is known for known in _GLOBAL_OBJECTS):
+        raise ValueError(f"{name} is {subject!r}, a global stream, which every scope covers; leave it out of also=")
+    held: Held
+    if isinstance(subject, torch.nn.Module):
+        return nn.ModuleBuffers(name, subject)
+    if isinstance(subject, torch.Generator):
+        held = TorchGeneratorStream(name, subject)
+    elif isinstance(subject, np.random.Generator):
+        held = GeneratorStream(name, subject)
+    elif isinstance(subject, np.random.RandomState):
+        held = RandomStateStream(name, subject)
+    elif isinstance(subject, (type, random.SystemRandom)) or missing_methods(subject):
+        raise TypeError(
+            f"{name} is {type(subject).__name__} {subject!r}; also= takes random.Random, numpy.random.Generator, "
+            "numpy.random.RandomState, torch.Generator, torch.nn.Module, or an object with the methods seed(int), "
+            "getstate() and setstate(state); one of them, or a list or tuple"
+        )
+    else:
+        kind = "python" if isinstance(subject, random.Random) else "object"
+        held = Direct(name, kind, subject, subject.getstate, subject.setstate, subject.seed)
+    return Keyed(held, "also", position)
+
+
+class GeneratorStream:
+    """Hold a NumPy ``Generator``: its bit generator's state and how many children it has spawned."""
+
+    kind = "numpy.generator"
+
+    def __init__(self, name: str, subject: np.random.Generator) -> None:
+        self.name, self.subject = name, subject
+        self._bits: Any = subject.bit_generator
+        sequence = self._bits.seed_seq
+        self._sequence: Any = sequence if isinstance(sequence, np.random.SeedSequence) else None
+
+    def take(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        return self._bits.state, {} if self._sequence is None else dict(self._sequence.state)
+
+    def put(self, value: tuple[dict[str, Any], dict[str, Any]]) -> None:
+        self._bits.state, spawning = value
+        if self._sequence is not None and spawning:
+            self._sequence.__init__(**spawning)  # its counter cannot be set in another way
+
+    def seed(self, seed: int) -> None:
+        sequence = np.random.SeedSequence(seed)
+        self.put((type(self._bits)(sequence).state, dict(sequence.state)))
+
+    def bit_generator_name(self) -> str:
+        return str(self._bits.state["bit_generator"])
+
+
+class RandomStateStream:
+    """Hold a NumPy ``RandomState`` over any of NumPy's bit generators."""
+
+    kind = "numpy"
+
+    def __init__(self, name: str, subject: np.random.RandomState) -> None:
+        self.name, self.subject = name, subject
+
+    def take(self) -> dict[str, Any]:
+        return self.subject.get_state(legacy=False)
+
+    def put(self, value: dict[str, Any]) -> None:
+        self.subject.set_state(value)
+
+    def seed(self, seed: int) -> None:
+        fresh = getattr(np.random, self.bit_generator_name())(seed).state
+        self.put({**fresh, "has_gauss": 0, "gauss": 0.0})
+
+    def bit_generator_name(self) -> str:
+        return str(self.take()["bit_generator"])

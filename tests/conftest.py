@@ -1,0 +1,35 @@
+"""Every test starts from streams that it may move, and leaves the process as it found it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+from scoped_rng import scope
+from tests import kit
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=50, derandomize=True)
+hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def process_as_found() -> Iterator[None]:
+    """Check that a test leaves no scope open and no flag changed, and put its streams back."""
+    bits, saved, flags = np.random.get_bit_generator(), kit.ambient(), kit.flags()
+    tracker = vars(torch.cuda._lazy_seed_tracker).copy()
+    yield
+    left_open = list(scope._stack)
+    scope._stack.clear()
+    scope._suspended.clear()
+    np.random.set_bit_generator(bits)
+    kit.put_ambient(saved)
+    vars(torch.cuda._lazy_seed_tracker).update(tracker)
+    assert not left_open, "the test has left a scope open"
+    assert kit.flags() == flags, "the test has left a flag changed"

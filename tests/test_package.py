@@ -1,0 +1,81 @@
+"""The package as it is imported, built and installed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tarfile
+import zipfile
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import scoped_rng
+
+ROOT = Path(__file__).parents[1]
+PUBLIC = """
+    ConcurrentScopeError DeterminismWarning RestoreError RestoreWarning RngState ScopeOrderWarning ScopedRngError
+    StateFormatError StateMismatchError capture deterministic fixed_seed fold_in isolated register_stream replay
+    unregister_stream
+""".split()
+
+
+def python(code: str, *path: Path, cwd: Path) -> str:
+    # Without coverage, which would look for the source of what is imported from elsewhere.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("COV")}
+    env["PYTHONPATH"] = os.pathsep.join(map(str, path))
+    command = [sys.executable, "-c", code]
+    result = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(scoped_rng.__all__, key=str.swapcase) == sorted(PUBLIC, key=str.swapcase)
+    assert all(hasattr(scoped_rng, name) for name in PUBLIC)
+
+
+def test_importing_the_package_imports_neither_numpy_nor_torch(tmp_path: Path) -> None:
+    heavy = "{'numpy', 'torch', 'pytest', 'hypothesis'}"
+    code = f"import scoped_rng, scoped_rng.__main__, sys; print({heavy} & set(sys.modules))"
+    assert python(code, Path(scoped_rng.__file__).parents[1], cwd=tmp_path) == "set()\n"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build an sdist, and a wheel from that sdist."""
+    out = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return out
+
+
+def test_the_sdist_has_what_a_package_needs(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"LICENSE", "README.md", "pyproject.toml", "setup.cfg", "scoped_rng/py.typed"} <= names
+
+
+def test_the_wheel_works_with_the_source_out_of_the_way(built: Path, tmp_path: Path) -> None:
+    (wheel,) = built.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    package = tmp_path / "site" / "scoped_rng"
+    assert (package / "py.typed").exists()
+    assert {path.name for path in package.iterdir()} == {path.name for path in (ROOT / "scoped_rng").glob("*.*")}
+    (info,) = metadata.distributions(name="scoped_rng", path=[str(tmp_path / "site")])
+    assert info.metadata["Name"] == "scoped-rng"
+    assert info.metadata["License-Expression"] == "BSD-3-Clause"
+    assert set(info.metadata.get_all("Provides-Extra") or ()) == {"benchmarks", "cli", "lint", "test"}
+
+    code = """if True:
+        import random, scoped_rng
+        with scoped_rng.deterministic(3):
+            drawn = random.random()
+        print(scoped_rng.__file__, drawn == random.Random(3).random())
+    """
+    assert python(code, tmp_path / "site", cwd=tmp_path).split() == [str(package / "__init__.py"), "True"]
