@@ -86,6 +86,9 @@ def seed_calls(calls: int) -> None:
         torch.manual_seed(0)
 
 
+POOLED: Any = np.random.MT19937(0)  # made once: it costs three scopes
+
+
 def straight_line(calls: int) -> None:
     """The fastest calls known that save, seed and restore the three streams and the flags, and nothing round them.
 
@@ -101,8 +104,7 @@ def straight_line(calls: int) -> None:
     set_fill = core._set_deterministic_fill_uninitialized_memory
     get_python, seed_python, set_python = random.getstate, random.seed, random.setstate
     get_bits, set_bits = _numpy.get_bit_generator, _numpy.set_bit_generator
-    pooled: Any = np.random.MT19937(0)
-    seed_bits = pooled._legacy_seeding
+    pooled, seed_bits = POOLED, POOLED._legacy_seeding
     generator = torch.default_generator
     get_torch, seed_torch, set_torch = generator.get_state, generator.manual_seed, generator.set_state
 

@@ -81,22 +81,20 @@ def decorate(scope: Scope, fn: Any) -> Any:
     if hasattr(given, "inner_test"):  # the hook that Hypothesis documents for those who wrap each example
         given.inner_test = decorate(scope, given.inner_test)
         return fn
-    if hasattr(type(fn), "_pytestfixturefunction") or type(fn).__name__ == "FixtureFunctionDefinition":
+    if type(fn).__name__ == "FixtureFunctionDefinition":
         raise TypeError(f"{scope!r} decorates the function of a fixture: put it below @pytest.fixture")
     return functools.update_wrapper(never_compile(_wrapper(scope, fn)), fn)
 
 
 def _decorate_tests(scope: Scope, cls: type) -> type:
-    names = [name for name in dir(cls) if name.startswith("test")]
-    methods = {name: inspect.getattr_static(cls, name) for name in names}
-    methods = {name: method for name, method in methods.items() if callable(getattr(cls, name)) and not isinstance(method, type)}
-    if not methods:
+    names = [name for name in dir(cls) if name.startswith("test") and inspect.isroutine(getattr(cls, name))]
+    if not names:
         raise TypeError(
             f"{scope!r} decorates the methods of a class whose names start with 'test', and {cls.__name__} has none; "
             "decorate its methods one by one"
         )
-    for name, method in methods.items():
-        setattr(cls, name, decorate(scope, method))
+    for name in names:
+        setattr(cls, name, decorate(scope, inspect.getattr_static(cls, name)))
     return cls
 
 
@@ -122,7 +120,7 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
             body = fn(*args, **kwargs)
             activation = Activation(scope)
             step = body.asend(None)
-            body_error = None
+            failed = False
             try:
                 try:
                     while True:
@@ -134,15 +132,14 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
                             step = body.asend((yield value))
                         except BaseException as error:
                             step = body.athrow(error)
-                except BaseException as error:
-                    body_error = error
+                except BaseException:
+                    failed = True
                     raise
                 finally:
                     activation.stop()
             finally:
                 activation.stop()
-                activation.report(body_error)
-                body_error = None
+                activation.report(sys.exc_info()[1] if failed else None)
 
         return async_generator
 

@@ -32,6 +32,12 @@ class DeviceStream:
         self._put: Callable[[Any], Any]
         self.seed: Callable[[int], Any]
         generators = getattr(module, "default_generators", ())
+        missing = [name for name in ("get_rng_state", "set_rng_state", "manual_seed") if not hasattr(module, name)]
+        if missing and not generators:
+            raise RuntimeError(
+                f"the device module of {backend.name!r} lacks {', '.join(missing)}, which a scope needs (and torch's fork_rng "
+                "as well); add them to the module, or leave the devices out: devices=[]"
+            )
         if generators:  # direct: no change of the current device, no stack formatting
             generator = generators[index]
             self.take, self._put, self.seed = generator.get_state, generator.set_state, generator.manual_seed
@@ -72,15 +78,24 @@ class PendingSeeds:
 
     def take(self) -> Any:
         return _PENDING_SEED[0], [
-            (tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order)
-            for _, tracker, _, _ in self._waiting
+            (
+                tracker.manual_seed_all_cb,
+                tracker.manual_seed_cb,
+                tracker.call_order,
+                # Initialised since the scope was entered, and taken out at a suspension.
+                [(stream, stream.take()) for stream in backend.streams()] if backend.is_initialized() else None,
+            )
+            for backend, tracker, _, _ in self._waiting
         ]
 
     def put(self, value: Any) -> None:
-        _PENDING_SEED[0], pending = value
-        for (backend, tracker, _, _), (seed_all, seed, order) in zip(self._waiting, pending):
+        _PENDING_SEED[0], waiting = value
+        for (backend, tracker, _, _), (seed_all, seed, order, streams) in zip(self._waiting, waiting):
             tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order = seed_all, seed, order
-            if backend.is_initialized():  # meanwhile, by the body
+            if streams is not None:
+                for stream, state in streams:
+                    stream.put(state)
+            elif backend.is_initialized():  # meanwhile, by the body
                 backend.run_pending(order)
 
     def seed(self, seed: int) -> None:

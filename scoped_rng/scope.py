@@ -290,6 +290,8 @@ class Scope:
         state: RngState | None = None,
         missing: Missing = "error",
     ) -> None:
+        if not _frames_are_skipped and "torch" in sys.modules:
+            _skip_frames()
         self._name = name
         self._seed = seed
         self._also: tuple[Held, ...] = () if also == () else streams().adapt_all(also)
@@ -365,26 +367,40 @@ class Scope:
         return decorated
 
 
-# torch.compile runs a function that enters a scope eagerly, whole. torch.compiler.disable would do the same, but imports
-# dynamo and inductor (a second); it sets these two attributes.
+def never_compile(fn: F) -> F:
+    """Keep torch.compile from tracing ``fn``: a function that calls it runs eagerly, whole.
+
+    ``torch.compiler.disable`` would do the same, but imports dynamo and inductor (a second); it sets these attributes.
+    """
+    fn._torchdynamo_disable = True  # type: ignore[attr-defined]
+    fn._torchdynamo_disable_msg = DYNAMO_MESSAGE  # type: ignore[attr-defined]
+    return fn
+
+
 DYNAMO_MESSAGE = (
     "scoped_rng: a scope saves and restores generators, which a compiled graph cannot hold. Move it outside: open the scope "
     "round the call of the compiled function"
 )
+_frames_are_skipped = False
 
 
-def never_compile(fn: F) -> F:
-    """Keep torch.compile from tracing ``fn``."""
-    fn._torchdynamo_disable = True  # type: ignore[attr-defined]
-    fn._torchdynamo_disable_msg = DYNAMO_MESSAGE  # type: ignore[attr-defined]
-    return fn
+@never_compile
+def _skip_frames() -> None:
+    """Keep torch.compile from tracing what runs inside the functions of this module when their caller runs eagerly."""
+    global _frames_are_skipped
+    dynamo: Any = getattr(sys.modules["torch"]._C, "_dynamo", None)
+    _frames_are_skipped = True
+    if hasattr(getattr(dynamo, "eval_frame", None), "set_code_exec_strategy"):
+        skip = dynamo.eval_frame._FrameAction.SKIP
+        for fn in (deterministic, isolated, replay, Scope.__enter__, Scope.__exit__):
+            code = fn.__code__
+            dynamo.eval_frame.set_code_exec_strategy(code, dynamo.eval_frame._FrameExecStrategy(skip, skip))
 
 
 never_compile(Scope.__enter__)
 never_compile(Scope.__exit__)
 
 
-@never_compile
 def deterministic(
     seed: SupportsIndex, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
 ) -> Scope:
@@ -422,7 +438,6 @@ def deterministic(
     return Scope("deterministic", check_seed(seed), also, devices, check_bool("strict", strict))
 
 
-@never_compile
 def isolated(
     seed: SupportsIndex | None = None, *, also: Any = (), devices: Sequence[Any] | None = None
 ) -> Scope:
@@ -443,7 +458,6 @@ def isolated(
     return Scope("isolated", None if seed is None else check_seed(seed), also, devices)
 
 
-@never_compile
 def replay(state: RngState, *, also: Any = (), missing: Missing = "error") -> Scope:
     """Put every stream to a captured state for a block, and back after it.
 

@@ -84,8 +84,6 @@ def _python_memory_is_as_known(generator: random.Random) -> bool:
 
 
 _MersenneMemory = ctypes.c_char * 2500
-
-
 _numpy: Any = np.random  # whose stubs leave out the next two
 _get_bit_generator, _set_bit_generator = _numpy.get_bit_generator, _numpy.set_bit_generator
 _standard_normal = _numpy.standard_normal
@@ -122,26 +120,31 @@ class NumPyStream:
         if type(bits) is not _MT19937 or not self._direct:
             return bits, _numpy.get_state(legacy=False), None
         memory = self._view(bits)
-        drawn: list[float] = []
+        drawn: list[Any] = []
         with bits.lock:  # every draw holds it, so this is safe beside threads that draw
             state = memory.raw
             try:
                 # extend and map run in C: no interrupt can come between the draw and keeping what it gave.
                 drawn.extend(map(_standard_normal, _ONCE))
-                self._settle(bits, memory, state, drawn)
+                gaussian = self._undraw(bits, memory, state, drawn)
             except BaseException:
-                self._settle(bits, memory, state, drawn)
+                self._undraw(bits, memory, state, drawn)
                 raise
-        return bits, state, drawn[0] if drawn else None
+        return bits, state, gaussian
 
-    def _settle(self, bits: Any, memory: Any, state: bytes, drawn: list[float]) -> None:
-        """Undo the draw of `take`, and leave in ``drawn`` a gaussian that was cached."""
-        if memory.raw != state:
-            drawn.clear()
-            memory.raw = state
+    def _undraw(self, bits: Any, memory: Any, state: bytes, drawn: list[Any]) -> float | None:
+        """Undo the draw of `take`, and return the gaussian that was cached; go on where a call before was interrupted."""
+        if not drawn:
+            return None
+        if len(drawn) == 1:
+            drawn.append(memory.raw == state)
+        gaussian, was_cached = drawn
+        memory.raw = state
         _set_bit_generator(bits)  # forgets the gaussian that the draw has left
-        if drawn:
-            self._put_gaussian(drawn[0])
+        if not was_cached:
+            return None
+        self._put_gaussian(gaussian)
+        return float(gaussian)
 
     def put(self, value: Any) -> None:
         if isinstance(value, dict):  # from a state: any bit generator of that kind will do
@@ -160,7 +163,7 @@ class NumPyStream:
 
     def seed(self, seed: int) -> None:
         if not isinstance(_get_bit_generator(), _MT19937):
-            _set_bit_generator(_MT19937(0))  # _numpy.seed takes no other
+            _set_bit_generator(_MT19937(0))  # np.random.seed takes no other
         _numpy.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32])
 
     def as_dict(self, value: tuple[Any, Any, float | None]) -> dict[str, Any]:
@@ -171,7 +174,6 @@ class NumPyStream:
         key, position = np.frombuffer(state[:-4], np.uint32), int.from_bytes(state[-4:], sys.byteorder)
         bits = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
         return {**bits, "has_gauss": int(gaussian is not None), "gauss": gaussian or 0.0}
-
 
 
 

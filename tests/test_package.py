@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -43,11 +44,19 @@ def test_importing_the_package_imports_neither_numpy_nor_torch(tmp_path: Path) -
     assert python(code, Path(scoped_rng.__file__).parents[1], cwd=tmp_path) == "set()\n"
 
 
+def test_ci_runs_the_commands_of_the_readme() -> None:
+    readme, ci = ((ROOT / name).read_text(encoding="utf-8").splitlines() for name in ("README.md", ".ci/run"))
+    commands = [line for line in ci if line.startswith("pip install") and " && " in line]
+    assert len(commands) == 2
+    assert set(commands) <= set(readme)
+
+
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build an sdist, and a wheel from that sdist."""
-    out = tmp_path_factory.mktemp("dist")
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    """Build an sdist, and a wheel from that sdist, without what earlier builds have left in the tree."""
+    source, out = tmp_path_factory.mktemp("source") / "copy", tmp_path_factory.mktemp("dist")
+    shutil.copytree(ROOT, source, ignore=shutil.ignore_patterns(".*", "*.egg-info", "__pycache__", "build", "dist"))
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(source)]
     result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     return out
