@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import math
-import random
 import re
 import struct
 from collections.abc import Mapping
@@ -19,6 +18,7 @@ import torch
 
 from .errors import StateFormatError, StateMismatchError
 from .nn import BuffersValue
+from .plain import decode, encode
 from .registry import Held, Keyed
 from .streams import EntropySource, NumPyStream, PythonStream
 
@@ -174,7 +174,8 @@ class BuffersCodec:
             _expect(isinstance(dtype, torch.dtype), f"the buffer {name!r} has the dtype {buffer['dtype']!r}")
             shape = buffer["shape"]
             _expect(
-                isinstance(shape, list) and all(type(size) is int and size >= 0 for size in shape)
+                isinstance(shape, list)
+                and all(type(size) is int and size >= 0 for size in shape)
                 and math.prod(shape) * dtype.itemsize == len(buffer["bytes"]),  # type: ignore[union-attr]
                 f"the buffer {name!r} has another number of bytes than its shape and dtype ask for",
             )
@@ -270,7 +271,8 @@ def from_tensors(streams: Any) -> dict[str, Plain]:
         _expect(positions == list(range(len(positions))), f"has objects only at the positions {positions}")
     except Exception as error:  # a hostile dict can make any of the checks fail in its own way
         raise StateFormatError(
-            f"the state dict is damaged or foreign: {name!r}: {error}; nothing was changed, load it from a whole checkpoint"
+            f"the state dict is damaged or foreign: {name!r}: {error}; nothing was changed, load it from a whole "
+            "checkpoint"
         ) from error
     return packed
 
@@ -294,56 +296,6 @@ def _from_tensors(item: Any) -> Any:
         return _tensor_bytes(tensor)
     _expect(type(item) in (str, int, float), f"a {type(item).__name__}")
     return item
-
-
-def encode(item: Any, name: str) -> Any:
-    """Write a nesting of plain Python values and NumPy arrays with the values that a packed value may hold."""
-    if type(item) in (str, int, float):
-        return item
-    if isinstance(item, list):
-        return [encode(inner, name) for inner in item]
-    if item is None or isinstance(item, bool):
-        return {"type": str(item)}
-    if isinstance(item, bytes):
-        return {"type": "bytes", "bytes": item}
-    if isinstance(item, tuple):
-        return {"type": "tuple", "items": [encode(inner, name) for inner in item]}
-    if isinstance(item, Mapping):
-        return {"type": "dict", "items": [[encode(key, name), encode(inner, name)] for key, inner in item.items()]}
-    if isinstance(item, (np.ndarray, np.generic)) and item.dtype.kind in "biufc":
-        little = np.asarray(item, dtype=item.dtype.newbyteorder("<"))
-        return {
-            "type": "array" if isinstance(item, np.ndarray) else "scalar",
-            "dtype": little.dtype.str,
-            "shape": list(little.shape),
-            "bytes": little.tobytes(),
-        }
-    raise TypeError(
-        f"the state of {name!r} holds {type(item).__name__} {item!r}, which cannot be written as plain data; its getstate() "
-        "must give None, bool, int, float, str, bytes, tuple, list, dict or NumPy arrays of numbers"
-    )
-
-
-def decode(item: Any) -> Any:
-    """Read back what `encode` gave."""
-    if isinstance(item, list):
-        return [decode(inner) for inner in item]
-    if not isinstance(item, dict):
-        return item
-    kind = item["type"]
-    if kind in ("None", "True", "False"):
-        return {"None": None, "True": True, "False": False}[kind]
-    if kind == "bytes":
-        return item["bytes"]
-    if kind == "tuple":
-        return tuple(decode(inner) for inner in item["items"])
-    if kind == "dict":
-        return {decode(key): decode(inner) for key, inner in item["items"]}
-    _expect(kind in ("array", "scalar"), f"a value of the type {kind!r}")
-    dtype = np.dtype(item["dtype"])
-    _expect(dtype.kind in "biufc", f"an array of {dtype}")
-    array = np.frombuffer(item["bytes"], dtype).astype(dtype.newbyteorder("=")).reshape(item["shape"])
-    return array[()] if kind == "scalar" else array
 
 
 def _pack_bits(held: Held, state: Plain) -> Any:
@@ -422,6 +374,7 @@ def _tensor(data: bytes) -> torch.Tensor:
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> bytes:
-    # Not .numpy(): it detaches, which an active dispatch mode sees and a fake tensor mode refuses; and NumPy lacks dtypes.
+    # Not .numpy(): it detaches, which an active dispatch mode sees and a fake tensor mode refuses; and NumPy lacks
+    # dtypes.
     tensor = tensor.detach().cpu().contiguous() if tensor.device.type != "cpu" or not tensor.is_contiguous() else tensor
     return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()) if tensor.numel() else b""

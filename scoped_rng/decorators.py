@@ -22,17 +22,15 @@ def fixed_seed(seed: F) -> F: ...
 def fixed_seed(
     seed: SupportsIndex = 0, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
 ) -> Callable[[F], F]: ...
-def fixed_seed(
-    seed: Any = 0, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
-) -> Any:
+def fixed_seed(seed: Any = 0, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None) -> Any:
     """Run every call of a function under `deterministic`, bare or with arguments.
 
     It covers the whole life of a call and keeps the function's name, docs, signature and kind:
 
     - a function, method, static or class method, partial or callable object: one activation per call;
     - a coroutine function, generator or async generator: the scope is in force exactly while the body runs. Wherever it
-      gives way, everything is taken out, so that interleaved tasks do not see each other. Tasks that the body starts are
-      tasks of their own, and not covered;
+      gives way, everything is taken out, so that interleaved tasks do not see each other. Tasks that the body starts
+      are tasks of their own, and not covered;
     - a class: every method whose name starts with ``test``;
     - a Hypothesis test, above or below ``@given``: every example starts from the seed.
 
@@ -74,8 +72,8 @@ def decorate(scope: Scope, fn: Any) -> Any:
         return type(fn)(decorate(scope, fn.__func__))
     if not callable(fn):
         raise TypeError(
-            f"{scope!r} decorates functions, methods, callable objects and test classes, got {type(fn).__name__} {fn!r}; "
-            "put it below @property and the like, next to the function"
+            f"{scope!r} decorates functions, methods, callable objects and test classes, got {type(fn).__name__} "
+            f"{fn!r}; put it below @property and the like, next to the function"
         )
     given: Any = getattr(fn, "hypothesis", None)
     if hasattr(given, "inner_test"):  # the hook that Hypothesis documents for those who wrap each example

@@ -1,7 +1,7 @@
 """The generators of accelerators, through torch's device-module interface.
 
-CUDA, XPU, MTIA, MPS and a registered PrivateUse1 backend go one way: a backend that is initialised has a stream for each
-device, one that is not has its pending seed. Nothing here initialises a backend.
+CUDA, XPU, MTIA, MPS and a registered PrivateUse1 backend go one way: a backend that is initialised has a stream for
+each device, one that is not has its pending seed. Nothing here initialises a backend.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class DeviceStream:
         missing = [name for name in ("get_rng_state", "set_rng_state", "manual_seed") if not hasattr(module, name)]
         if missing and not generators:
             raise RuntimeError(
-                f"the device module of {backend.name!r} lacks {', '.join(missing)}, which a scope needs (and torch's fork_rng "
-                "as well); add them to the module, or leave the devices out: devices=[]"
+                f"the device module of {backend.name!r} lacks {', '.join(missing)}, which a scope needs (and torch's "
+                "fork_rng as well); add them to the module, or leave the devices out: devices=[]"
             )
         if generators:  # direct: no change of the current device, no stack formatting
             generator = generators[index]
@@ -90,7 +90,7 @@ class PendingSeeds:
 
     def put(self, value: Any) -> None:
         _PENDING_SEED[0], waiting = value
-        for (backend, tracker, _, _), (seed_all, seed, order, streams) in zip(self._waiting, waiting):
+        for (backend, tracker, _, _), (seed_all, seed, order, streams) in zip(self._waiting, waiting, strict=True):
             tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order = seed_all, seed, order
             if streams is not None:
                 for stream, state in streams:
@@ -113,7 +113,10 @@ class Backend:
         # MPS and small backends have no such function: they are ready as soon as they are there.
         self.is_initialized: Callable[[], bool] = getattr(module, "is_initialized", self._is_there)
         self.tracker: Any = getattr(module, "_lazy_seed_tracker", None)
-        call = (self.seed_pending, ["a seed that scoped_rng has queued for a block\n"])  # torch has the caller's stack here
+        call = (
+            self.seed_pending,
+            ["a seed that scoped_rng has queued for a block\n"],
+        )  # torch has the caller's stack here
         self.queued = (call, [call])
         self._is_capturing: Callable[[], bool] = getattr(module, "is_current_stream_capturing", lambda: False)
         self._streams: list[DeviceStream] = []
@@ -125,8 +128,8 @@ class Backend:
         """Return the streams of all devices of an initialised backend."""
         if self._is_capturing():
             raise RuntimeError(
-                f"a scope was opened or a state captured while {self.name} records a graph, when the generators' states "
-                "cannot be read; open the scope round the capture, or leave the devices out: devices=[]"
+                f"a scope was opened or a state captured while {self.name} records a graph, when the generators' "
+                "states cannot be read; open the scope round the capture, or leave the devices out: devices=[]"
             )
         if not self._streams:
             self._streams = [DeviceStream(self, index) for index in range(self.module.device_count())]
@@ -222,8 +225,8 @@ def _device_stream(device: torch.device) -> DeviceStream:
     backend = {backend.name: backend for backend in _backends()}.get(device.type)
     if backend is None or not backend.is_initialized():
         raise ValueError(
-            f"the device '{device}' is of a backend that is not initialised in this process; use the device once before the "
-            "scope, or leave devices= out to cover what is initialised"
+            f"the device '{device}' is of a backend that is not initialised in this process; use the device once "
+            "before the scope, or leave devices= out to cover what is initialised"
         )
     streams = backend.streams()
     index = backend.module.current_device() if device.index is None else device.index

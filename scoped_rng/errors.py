@@ -44,7 +44,7 @@ class StateMismatchError(ScopedRngError, ValueError):
 
 
 class ScopeOrderWarning(RuntimeWarning):
-    """Tell that scopes were left in another order than they were entered; the ambient state is put back all the same."""
+    """Tell that scopes were left in another order than entered; the ambient state comes back all the same."""
 
 
 class RestoreWarning(RuntimeWarning):
@@ -52,4 +52,4 @@ class RestoreWarning(RuntimeWarning):
 
 
 class DeterminismWarning(UserWarning):
-    """Tell that something asked for cannot be made deterministic any more in this process, and how to start it instead."""
+    """Tell of what cannot be made deterministic any more in this process, and how to start it instead."""

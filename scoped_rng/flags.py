@@ -19,8 +19,8 @@ CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 INDUCTOR = "torch._inductor.config"
 
 Values = tuple[bool, bool, bool, bool, bool, bool, "bool | None", "str | None"]
-"""cudnn.deterministic, cudnn.benchmark, mkldnn.deterministic; of deterministic algorithms: fill, on, warn-only; inductor's
-own switch (None: not imported); the cuBLAS variable (None: absent)."""
+"""cudnn.deterministic, cudnn.benchmark, mkldnn.deterministic; of deterministic algorithms: fill, on, warn-only;
+inductor's own switch (None: not imported); the cuBLAS variable (None: absent)."""
 
 
 class _Switch(NamedTuple):

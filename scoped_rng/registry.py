@@ -13,8 +13,8 @@ __all__ = ["REGISTERED", "Direct", "Held", "Keyed", "missing_methods", "register
 class Held(Protocol):
     """What a scope can hold: a stream, the flags, or an object that the user hands over.
 
-    ``take`` returns the value now and leaves everything as it was; ``put`` makes a value taken before the value now, and
-    twice is as good as once; ``seed`` starts anew.
+    ``take`` returns the value now and leaves everything as it was; ``put`` makes a value taken before the value now,
+    and twice is as good as once; ``seed`` starts anew.
     """
 
     name: str
@@ -94,7 +94,9 @@ def register_stream(name: str, stream: Any) -> None:
             f"a stream needs the methods seed(int), getstate() and setstate(state); "
             f"{type(stream).__name__} lacks {', '.join(missing)}"
         )
-    REGISTERED[name] = Keyed(Direct(name, "object", stream, stream.getstate, stream.setstate, stream.seed), "stream", name)
+    REGISTERED[name] = Keyed(
+        Direct(name, "object", stream, stream.getstate, stream.setstate, stream.seed), "stream", name
+    )
 
 
 def unregister_stream(name: str) -> None:

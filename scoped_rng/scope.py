@@ -1,8 +1,8 @@
 """Scopes: ``deterministic``, ``isolated`` and ``replay``, and the transaction under all of them.
 
-A scope is a recipe; making one changes nothing. Entering it makes an activation, which takes the value of everything that
-the scope covers, seeds it, and puts it back when the scope is left. Streams are process-wide, so the open activations of
-the process are one stack.
+A scope is a recipe; making one changes nothing. Entering it makes an activation, which takes the value of everything
+that the scope covers, seeds it, and puts it back when the scope is left. Streams are process-wide, so the open
+activations of the process are one stack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning
 from .seeds import check_bool, check_seed
-from .state import Missing, RngState, capture, check_missing, streams
+from .state import Missing, RngState, check_missing, streams
 
 if TYPE_CHECKING:
     from .registry import Held
@@ -84,8 +84,9 @@ def _warn(message: str, category: type[Warning], body_error: BaseException | Non
 class Activation(Transaction):
     """One entry of a scope.
 
-    `start` and `stop` are under every form; `suspend` and `resume` take an activation out and in again where a coroutine
-    or generator gives way. `stop` may be called any number of times: it goes on where a call before was interrupted.
+    `start` and `stop` are under every form; `suspend` and `resume` take an activation out and in again where a
+    coroutine or generator gives way. `stop` may be called any number of times: it goes on where a call before was
+    interrupted.
     """
 
     left_early = False
@@ -125,8 +126,8 @@ class Activation(Transaction):
         """Tell of what went wrong while leaving; call it when all is put back."""
         if self.left_early:
             _warn(
-                f"{self.scope!r} was left before a scope that was entered after it (a generator that was kept, perhaps); "
-                "the ambient state comes back when the last of them is left",
+                f"{self.scope!r} was left before a scope that was entered after it (a generator that was kept, "
+                "perhaps); the ambient state comes back when the last of them is left",
                 ScopeOrderWarning,
                 body_error,
             )
@@ -187,8 +188,8 @@ class Activation(Transaction):
                     break
 
 
-# The open activations of the process, innermost last; and the innermost of each context, by which an entry knows what it
-# is nested in: a context is inherited by child tasks, by asyncio.run and by to_thread.
+# The open activations of the process, innermost last; and the innermost of each context, by which an entry knows what
+# it is nested in: a context is inherited by child tasks, by asyncio.run and by to_thread.
 _stack: list[Activation] = []
 _chain: contextvars.ContextVar[Activation | None] = contextvars.ContextVar("scoped_rng", default=None)
 _suspended: dict[int, Activation] = {}
@@ -228,9 +229,10 @@ def _refuse_unless_nested(top: Activation) -> None:
     if _in_backward_thread():
         return
     raise ConcurrentScopeError(
-        f"{top.scope!r} is open in {opener} while another scope is being entered, and neither is nested in the other; the "
-        "random streams belong to the process, so both would be wrong. Open one after the other (put a lock round the "
-        "blocks), decorate coroutines and generators instead of using `with` across an await or a yield, or use processes"
+        f"{top.scope!r} is open in {opener} while another scope is being entered, and neither is nested in the other; "
+        "the random streams belong to the process, so both would be wrong. Open one after the other (put a lock round "
+        "the blocks), decorate coroutines and generators instead of using `with` across an await or a yield, or use "
+        "processes"
     )
 
 
@@ -239,9 +241,7 @@ def _in_backward_thread() -> bool:
     # called backward() waits. There is no public way to ask.
     graph_task: Callable[[], int] | None = getattr(sys.modules["torch"]._C, "_current_graph_task_id", None)
     return (
-        graph_task is not None
-        and graph_task() != -1
-        and isinstance(threading.current_thread(), threading._DummyThread)
+        graph_task is not None and graph_task() != -1 and isinstance(threading.current_thread(), threading._DummyThread)
     )
 
 
@@ -343,8 +343,9 @@ class Scope:
             raise
 
     def __exit__(self, leaving: Any, error: BaseException | None, traceback: TracebackType | None) -> None:
-        # `leaving` comes in as the error's type, which is not needed. As a name that is bound from the start it keeps which
-        # activation is left, so that after an interrupt at any line below the second try goes on with the same one.
+        # `leaving` comes in as the error's type, which is not needed. As a name that is bound from the start it keeps
+        # which activation is left, so that after an interrupt at any line below the second try goes on with the same
+        # one.
         try:
             leaving = _find(self)
             if leaving is not None:
@@ -378,8 +379,8 @@ def never_compile(fn: F) -> F:
 
 
 DYNAMO_MESSAGE = (
-    "scoped_rng: a scope saves and restores generators, which a compiled graph cannot hold. Move it outside: open the scope "
-    "round the call of the compiled function"
+    "scoped_rng: a scope saves and restores generators, which a compiled graph cannot hold. Move it outside: open the "
+    "scope round the call of the compiled function"
 )
 _frames_are_skipped = False
 
@@ -407,12 +408,11 @@ def deterministic(
     """Seed every random stream and make torch deterministic for a block, and put everything back after it.
 
     Inside, Python, NumPy and torch draw the very numbers that ``random.seed(seed); np.random.seed(seed);
-    torch.manual_seed(seed)`` would give, on the CPU and on every initialised accelerator; unseeded NumPy generators made
-    inside draw from the seed as well. Outside, the next draw of every stream is what it would have been.
+    torch.manual_seed(seed)`` would give, on the CPU and on every initialised accelerator; unseeded NumPy generators
+    made inside draw from the seed as well. Outside, the next draw of every stream is what it would have been.
 
     Args:
-        seed: an int in [0, 2**64). torch's CPU generator and NumPy differ in what they make of seeds from 2**32 on: torch's
-            uses the low 32 bits alone.
+        seed: an int in [0, 2**64). torch's CPU generator uses its low 32 bits alone.
         strict: raise where torch has only a nondeterministic algorithm (else it warns), and fill uninitialised memory.
         also: one object or a list or tuple of them, held as well and seeded by ``fold_in(seed, "also", position)``:
             ``random.Random``, ``numpy.random.Generator``, ``numpy.random.RandomState``, ``torch.Generator``,
@@ -438,9 +438,7 @@ def deterministic(
     return Scope("deterministic", check_seed(seed), also, devices, check_bool("strict", strict))
 
 
-def isolated(
-    seed: SupportsIndex | None = None, *, also: Any = (), devices: Sequence[Any] | None = None
-) -> Scope:
+def isolated(seed: SupportsIndex | None = None, *, also: Any = (), devices: Sequence[Any] | None = None) -> Scope:
     """Keep whatever a block draws from moving the streams outside; leave the determinism flags alone.
 
     Args:
@@ -449,10 +447,10 @@ def isolated(
         devices: as in `deterministic`.
 
     >>> import random
-    >>> state = capture()
+    >>> before = random.getstate()
     >>> with isolated():
     ...     _ = random.random()
-    >>> capture() == state
+    >>> random.getstate() == before
     True
     """
     return Scope("isolated", None if seed is None else check_seed(seed), also, devices)
@@ -469,8 +467,8 @@ def replay(state: RngState, *, also: Any = (), missing: Missing = "error") -> Sc
     Raises:
         StateMismatchError: on entry, where the state is of devices or objects that are not here, or of another kind.
 
-    >>> import random
-    >>> state = capture()
+    >>> import random, scoped_rng
+    >>> state = scoped_rng.capture()
     >>> first = random.random()
     >>> with replay(state):
     ...     again = random.random()

@@ -105,9 +105,7 @@ class RngState:
             transaction.put_back()
             raise
 
-    def values_for(
-        self, ambient: list[Held], also: tuple[Held, ...], missing: Missing
-    ) -> list[tuple[Held, Any]]:
+    def values_for(self, ambient: list[Held], also: tuple[Held, ...], missing: Missing) -> list[tuple[Held, Any]]:
         """Match the state with what is here.
 
         Returns:
@@ -122,7 +120,8 @@ class RngState:
         strange = [held.name for held in also if held.name not in self._packed]
         if missing == "error" and absent:
             raise StateMismatchError(
-                f"the state holds {', '.join(absent)}, which is not here; initialise the device, register the stream, or "
+                f"the state holds {', '.join(absent)}, which is not here; initialise the device, register the stream, "
+                "or "
                 'give the same objects as to capture(also=...), or leave it out with missing="skip"'
             )
         if missing == "error" and strange:
@@ -160,7 +159,9 @@ class RngState:
             raise StateFormatError("this is not the state_dict() of an RngState: 'format' is not 'scoped_rng.RngState'")
         version = state_dict.get("version")
         if type(version) is not int or version != VERSION:
-            raise StateFormatError(f"the state is of version {version!r}, this is for version {VERSION}; update scoped_rng")
+            raise StateFormatError(
+                f"the state is of version {version!r}, this is for version {VERSION}; update scoped_rng"
+            )
         return cls(codecs.from_tensors(state_dict.get("streams")))
 
 

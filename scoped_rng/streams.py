@@ -38,9 +38,9 @@ __all__ = [
 class PythonStream:
     """Hold Python's global ``random``.
 
-    ``getstate`` and ``setstate`` turn 624 words into int objects and back, which takes 10 µs: half of a scope. The words
-    are 2,500 bytes behind the object's header, and copying those takes 0.2 µs. Where a CPython does not have them there,
-    or has no GIL to keep other threads out meanwhile, the public functions do it.
+    ``getstate`` and ``setstate`` turn 624 words into int objects and back, which takes 10 µs: half of a scope. The
+    words are 2,500 bytes behind the object's header, and copying those takes 0.2 µs. Where a CPython does not have them
+    there, or has no GIL to keep other threads out meanwhile, the public functions do it.
     """
 
     name = kind = "python"
@@ -133,7 +133,7 @@ class NumPyStream:
         return bits, state, gaussian
 
     def _undraw(self, bits: Any, memory: Any, state: bytes, drawn: list[Any]) -> float | None:
-        """Undo the draw of `take`, and return the gaussian that was cached; go on where a call before was interrupted."""
+        """Undo the draw of `take` and return the gaussian that was cached; a second call goes on after an interrupt."""
         if not drawn:
             return None
         if len(drawn) == 1:
@@ -174,7 +174,6 @@ class NumPyStream:
         key, position = np.frombuffer(state[:-4], np.uint32), int.from_bytes(state[-4:], sys.byteorder)
         bits = {"bit_generator": "MT19937", "state": {"key": key, "pos": position}}
         return {**bits, "has_gauss": int(gaussian is not None), "gauss": gaussian or 0.0}
-
 
 
 def _mt19937_memory_is_as_known() -> bool:

@@ -90,9 +90,7 @@ def test_whatever_counts_as_an_integer_is_a_seed(make: Any, seed: Any) -> None:
         assert kit.draws() == kit.reference(5)[0]
 
 
-@pytest.mark.parametrize(
-    "seed", [2**64 - 1, np.uint64(2**64 - 1), Index(2**64 - 1)], ids=repr
-)
+@pytest.mark.parametrize("seed", [2**64 - 1, np.uint64(2**64 - 1), Index(2**64 - 1)], ids=repr)
 def test_the_largest_seed_is_one_below_two_to_the_64_whatever_its_type(seed: Any) -> None:
     assert deterministic(seed).seed == 2**64 - 1
 
@@ -109,7 +107,7 @@ def test_a_seed_that_can_be_called_is_a_seed_to_the_bare_decorator() -> None:
         def __call__(self) -> None:
             raise AssertionError("a seed is not called")
 
-    assert fixed_seed(Callable(3)).seed == 3  # type: ignore[type-var, attr-defined]
+    assert fixed_seed(Callable(3)).seed == 3
 
 
 def test_isolated_takes_none_for_no_seed() -> None:
@@ -271,7 +269,12 @@ def test_a_child_seed_is_the_same_in_every_process() -> None:
     for hash_seed in ("1", "2"):
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONUTF8": "1"}
         done = subprocess.run(
-            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, encoding="utf-8", check=True
+            [sys.executable, "-c", program],
+            env=environment,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            check=True,
         )
         told.append(done.stdout.splitlines())
     assert told[0][0] == told[1][0] == repr([child for _, child in GOLDEN])

@@ -1,0 +1,62 @@
+"""Nestings of plain Python values and NumPy arrays, written with what a state dict may hold."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from .errors import StateFormatError
+
+__all__ = ["decode", "encode"]
+
+
+def encode(item: Any, name: str) -> Any:
+    """Write a nesting of plain Python values and NumPy arrays with the values that a packed value may hold."""
+    if type(item) in (str, int, float):
+        return item
+    if isinstance(item, list):
+        return [encode(inner, name) for inner in item]
+    if item is None or isinstance(item, bool):
+        return {"type": str(item)}
+    if isinstance(item, bytes):
+        return {"type": "bytes", "bytes": item}
+    if isinstance(item, tuple):
+        return {"type": "tuple", "items": [encode(inner, name) for inner in item]}
+    if isinstance(item, Mapping):
+        return {"type": "dict", "items": [[encode(key, name), encode(inner, name)] for key, inner in item.items()]}
+    if isinstance(item, (np.ndarray, np.generic)) and item.dtype.kind in "biufc":
+        little = np.asarray(item, dtype=item.dtype.newbyteorder("<"))
+        return {
+            "type": "array" if isinstance(item, np.ndarray) else "scalar",
+            "dtype": little.dtype.str,
+            "shape": list(little.shape),
+            "bytes": little.tobytes(),
+        }
+    raise TypeError(
+        f"the state of {name!r} holds {type(item).__name__} {item!r}, which cannot be written as plain data; its "
+        "getstate() must give None, bool, int, float, str, bytes, tuple, list, dict or NumPy arrays of numbers"
+    )
+
+
+def decode(item: Any) -> Any:
+    """Read back what `encode` gave."""
+    if isinstance(item, list):
+        return [decode(inner) for inner in item]
+    if not isinstance(item, dict):
+        return item
+    kind = item["type"]
+    if kind in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[kind]
+    if kind == "bytes":
+        return item["bytes"]
+    if kind == "tuple":
+        return tuple(decode(inner) for inner in item["items"])
+    if kind == "dict":
+        return {decode(key): decode(inner) for key, inner in item["items"]}
+    dtype = np.dtype(item["dtype"])
+    if kind not in ("array", "scalar") or dtype.kind not in "biufc":
+        raise StateFormatError(f"a value of the type {kind!r}, {dtype}")
+    array = np.frombuffer(item["bytes"], dtype).astype(dtype.newbyteorder("=")).reshape(item["shape"])
+    return array[()] if kind == "scalar" else array
