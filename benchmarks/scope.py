@@ -1,8 +1,10 @@
 """What an empty scope costs, side by side with what people use in its place.
 
-Everything is timed in one process with the garbage collector off: in every round each contender makes a batch of calls.
-Times are medians over the rounds. A ratio is the median of the ratios within the rounds, not the ratio of the medians:
-both contenders of a round have met the same clock rate and the same neighbours, which the quotient takes out.
+Everything is timed in one process with the garbage collector off: in every round each contender makes a short batch of
+calls. Times are medians over the rounds. A ratio is the median of the ratios within the rounds, not the ratio of the
+medians: the two of a round have met the same clock rate and the same neighbours, which the quotient takes out.
+
+Inductor is imported by then, as some of the contenders do it, so that a scope has one switch more to set.
 
 The goals are for the CPU, so accelerators are hidden: some of the contenders would initialise them.
 """
@@ -15,10 +17,10 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -27,19 +29,17 @@ import torch
 
 from scoped_rng import deterministic, fixed_seed, isolated
 
-from .timing import Batch, deeper, interleave, machine, ratio, versions
+from .timing import SLICE, Batch, deeper, interleave, machine, ratio, versions
 
 __all__ = ["add_arguments", "run"]
 
 _torch: Any = torch  # for what torch leaves untyped
 _numpy: Any = np.random  # whose stubs leave out get_bit_generator and set_bit_generator
 OURS = "with deterministic(0): pass"
-CALLS = 20
 FRAMES = 30
 PROCESSES = 9
-DISTRIBUTIONS = (
-    "scoped-rng", "torch", "numpy", "pytorch-lightning", "pyro-ppl", "pytorch-seed", "pytorch-ignite", "fastai",
-)  # fmt: skip
+PEERS = ("pytorch-lightning", "pyro-ppl", "pytorch-seed", "pytorch-ignite", "fastai")
+DISTRIBUTIONS = ("scoped-rng", "torch", "numpy", *PEERS)
 
 
 def ours(calls: int) -> None:
@@ -90,9 +90,10 @@ POOLED: Any = np.random.MT19937(0)  # made once: it costs three scopes
 
 
 def straight_line(calls: int) -> None:
-    """The fastest calls known that save, seed and restore the three streams and the flags, and nothing round them.
+    """Save, seed and put back the three streams and the flags with the primitive calls, and nothing round them.
 
-    It covers less than a scope does: a cached gaussian of NumPy's is lost, what waits for an accelerator is not looked at.
+    It does less than a scope: a gaussian that NumPy keeps is lost, accelerators, NumPy's fresh entropy and inductor's
+    own switch are left alone, and nothing comes back if the body raises.
     """
     core = _torch._C
     get_cudnn_deterministic, set_cudnn_deterministic = core._get_cudnn_deterministic, core._set_cudnn_deterministic
@@ -137,7 +138,7 @@ def straight_line(calls: int) -> None:
         set_fill(fill)
 
 
-# The peers may be absent, and none of them is typed alike: imported by name, all that is theirs is Any.
+# The peers may be absent, and not all of them are typed: imported by name, what they have is Any.
 def lightning() -> Batch:
     isolate_rng = import_module("pytorch_lightning.utilities.seed").isolate_rng
     seed_everything = import_module("pytorch_lightning").seed_everything
@@ -202,7 +203,7 @@ class Contender:
     """What the empty scope is compared with."""
 
     name: str
-    make: Callable[[], Batch]  # raises ModuleNotFoundError where it is not installed
+    make: Callable[[], Batch]  # raises where it is not installed
     goal: float | None = None  # the most that a scope may cost, as a multiple of it
     restores: bool = True  # a gaussian that NumPy or torch keeps
 
@@ -271,9 +272,10 @@ class Row:
     """One line of the table."""
 
     name: str
-    value: float | None  # None: not installed
+    value: float | None
     ratio: float | None = None
     goal: float | None = None  # of the ratio, or of the value where there is none
+    absent: str = ""  # why there is no value
 
     @property
     def is_met(self) -> bool:
@@ -290,22 +292,36 @@ class Section:
     rows: list[Row]
 
 
-def compare(title: str, contenders: Iterable[Contender], options: argparse.Namespace, frames: int = 0) -> Section:
-    """Time the empty scope against each of ``contenders`` that is installed."""
+def compare(title: str, contenders: Sequence[Contender], options: argparse.Namespace, frames: int = 0) -> Section:
+    """Time the empty scope against each of ``contenders`` that can be imported."""
     batches: dict[str, Batch] = {OURS: ours}
-    contenders = tuple(contenders)
+    absent = {}
     for contender in contenders:
-        with suppress(ModuleNotFoundError):
+        try:
             batches[contender.name] = contender.make()
-    timings = deeper(frames, lambda: interleave(batches, rounds=options.rounds, calls=CALLS))
+        except ModuleNotFoundError:
+            absent[contender.name] = "not installed"
+        except Exception as error:  # installed beside a torch that it was not built for, say
+            absent[contender.name] = f"fails: {type(error).__name__}"
+    timings = deeper(frames, lambda: interleave(batches, rounds=options.rounds))
     rows = [Row(OURS, median(timings[OURS]))]
     for contender in contenders:
-        theirs = timings.get(contender.name)
-        if theirs is None:
-            rows.append(Row(contender.name, None, None, contender.goal))
+        name, goal = contender.name, contender.goal
+        if name in absent:
+            rows.append(Row(name, None, None, goal, absent[name]))
         else:
-            rows.append(Row(contender.name, median(theirs), ratio(timings[OURS], theirs), contender.goal))
+            rows.append(Row(name, median(timings[name]), ratio(timings[OURS], timings[name]), goal))
     return Section(f"{title}; ratio: the empty scope / this", "µs", rows)
+
+
+def compare_with_gaussians(options: argparse.Namespace) -> Section:
+    """Do `compare` where NumPy and torch each keep the second gaussian of a pair, which has to be there afterwards."""
+    np.random.seed(0)
+    np.random.standard_normal()
+    torch.manual_seed(0)
+    torch.randn(1)
+    keeping = [contender for contender in CONTENDERS if contender.restores]
+    return compare("NumPy and torch each keep a gaussian", keeping, options)
 
 
 def compare_forms(options: argparse.Namespace) -> Section:
@@ -319,7 +335,7 @@ def compare_forms(options: argparse.Namespace) -> Section:
         "one step of a generator under @fixed_seed": step_generator(),
     }
     goals = {"one step of a generator under @fixed_seed": 2.0}
-    timings = interleave(batches, rounds=options.rounds, calls=CALLS)
+    timings = interleave(batches, rounds=options.rounds)
     rows = [Row(name, median(its), ratio(its, timings[OURS]), goals.get(name)) for name, its in timings.items()]
     return Section("Other forms; ratio: this / the empty scope", "µs", rows)
 
@@ -335,11 +351,13 @@ print(1000 * (time.perf_counter() - begin))
 
 def first_scope() -> Section:
     """Time the first scope of a process, the import of scoped_rng included, in fresh interpreters."""
+    # An installed package is compiled already; for one in a checkout, the first run keeps what it has compiled.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def measure(imports: str) -> float:
         command = [sys.executable, "-c", FIRST_SCOPE.format(imports=imports)]
-        runs = [float(subprocess.check_output(command)) for _ in range(PROCESSES + 1)]
-        return median(runs[1:])  # the first may have had to compile the package
+        runs = [float(subprocess.check_output(command, env=environment)) for _ in range(PROCESSES + 1)]
+        return median(runs[1:])
 
     rows = [
         Row("after import torch, numpy, numpy.random", measure("torch, numpy, numpy.random"), None, 5.0),
@@ -350,8 +368,17 @@ def first_scope() -> Section:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=200, help="how often each is timed (default: %(default)s)")
-    parser.add_argument("--json", metavar="FILE", help="write the numbers to FILE as well")
+    """Add the options of this benchmark to its command."""
+    parser.add_argument(
+        "--rounds", type=_positive, default=200, metavar="N", help="how often each is timed (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
 
 
 def run(options: argparse.Namespace) -> None:
@@ -360,39 +387,34 @@ def run(options: argparse.Namespace) -> None:
     sections = [
         compare("On the main program's stack", CONTENDERS, options),
         compare(f"{FRAMES} frames deeper", CONTENDERS, options, FRAMES),
+        compare_forms(options),
+        compare_with_gaussians(options),
+        first_scope(),
     ]
-    np.random.standard_normal()
-    torch.randn(1)
-    keeping = [contender for contender in CONTENDERS if contender.restores]
-    sections.append(compare("NumPy and torch each keep a gaussian", keeping, options))
-    sections += [compare_forms(options), first_scope()]
-    print(
-        *(f"{name} {version}" for name, version in versions(DISTRIBUTIONS).items()),
-        sep=", ",
-    )
-    print(machine())
-    print(f"{options.rounds} rounds of {CALLS} calls, side by side in one process, garbage collector off; medians")
+    found, where = versions(DISTRIBUTIONS), machine()
+    print(", ".join(f"{name} {version}" for name, version in found.items()))
+    print(where)
+    print(f"Medians of {options.rounds} rounds of {SLICE} µs each, side by side in one process, garbage collector off")
     for section in sections:
         print_section(section)
     rows = [row for section in sections for row in section.rows if row.goal is not None and row.value is not None]
     print(f"\n{sum(row.is_met for row in rows)} of {len(rows)} goals met")
     if options.json:
         numbers = {
-            "versions": versions(DISTRIBUTIONS),
-            "machine": machine(),
+            "versions": found,
+            "machine": where,
             "rounds": options.rounds,
-            "calls": CALLS,
+            "slice_us": SLICE,
             "sections": [asdict(section) for section in sections],
         }
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(numbers, file, indent=2)
+        options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
 
 
 def print_section(section: Section) -> None:
     print(f"\n{section.title}\n{'':45}{section.unit:>8}{'ratio':>8}{'goal':>8}")
     for row in section.rows:
-        value = "not installed" if row.value is None else f"{row.value:8.2f}"
         measured = "" if row.ratio is None else f"{row.ratio:.3f}"
-        goal = "" if row.goal is None else f"{row.goal:.2f}"
+        numbers = row.absent if row.value is None else f"{row.value:8.2f}{measured:>8}"
+        goal = "" if row.goal is None else f"{row.goal:8.2f}"
         verdict = "" if row.goal is None or row.value is None else "met" if row.is_met else "MISSED"
-        print(f"{row.name:45}{value}{measured:>8}{goal:>8}  {verdict}".rstrip())
+        print(f"{row.name:45}{numbers:>16}{goal:>8}  {verdict}".rstrip())

@@ -12,21 +12,25 @@ from importlib import metadata
 from time import perf_counter_ns
 from typing import TypeVar
 
-__all__ = ["Batch", "deeper", "interleave", "machine", "ratio", "versions"]
+__all__ = ["SLICE", "Batch", "deeper", "interleave", "machine", "ratio", "versions"]
 
 T = TypeVar("T")
+# How many µs a batch takes: long enough for the clock not to matter, and short enough for a busy machine's scheduler to
+# let most of them through in one piece. It would interrupt most of the longer ones, and so their median.
+SLICE = 500
 Batch = Callable[[int], object]
 """Does something as often as it is told, in a loop of its own, so that no call of a function is timed along."""
 
 
-def interleave(batches: Mapping[str, Batch], *, rounds: int, calls: int) -> dict[str, list[float]]:
+def interleave(batches: Mapping[str, Batch], *, rounds: int) -> dict[str, list[float]]:
     """Return for each batch its µs per call in every round.
 
-    A round times each batch once, so that whatever slows the machine down for a while slows all of them down; in another
-    order each time, since each leaves its traces in the caches for the next. One call comes before each batch, untimed,
-    for the same reason.
+    A round times each batch once, so that whatever slows the machine down for a while slows all of them down; in
+    another order each time, since each leaves its traces in the caches for the next. One call comes before each batch,
+    untimed, for the same reason.
     """
     timings: dict[str, list[float]] = {name: [] for name in batches}
+    calls = {name: max(1, round(SLICE / min(_time(batch, 1) for _ in range(5)))) for name, batch in batches.items()}
     order = list(batches)
     shuffle = random.Random(0).shuffle
     gc.collect()
@@ -36,15 +40,18 @@ def interleave(batches: Mapping[str, Batch], *, rounds: int, calls: int) -> dict
         for _ in range(rounds):
             shuffle(order)
             for name in order:
-                batch = batches[name]
-                batch(1)
-                begin = perf_counter_ns()
-                batch(calls)
-                timings[name].append((perf_counter_ns() - begin) / 1000 / calls)
+                batches[name](1)
+                timings[name].append(_time(batches[name], calls[name]))
     finally:
         if was_enabled:
             gc.enable()
     return timings
+
+
+def _time(batch: Batch, calls: int) -> float:
+    begin = perf_counter_ns()
+    batch(calls)
+    return (perf_counter_ns() - begin) / 1000 / calls
 
 
 def ratio(ours: list[float], theirs: list[float]) -> float:
@@ -69,8 +76,9 @@ def versions(distributions: Iterable[str]) -> dict[str, str]:
 
 
 def machine() -> str:
-    """Return the operating system, the processor and how many of it in one line."""
-    return f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} logical processors"
+    """Return the operating system, the processor, how many of it and how busy they are, in one line."""
+    load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
+    return f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} logical processors{load}"
 
 
 def _processor() -> str:

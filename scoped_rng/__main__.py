@@ -1,7 +1,7 @@
 """Run SCRIPT twice, each in a fresh interpreter under deterministic(N), and compare what it prints and its exit status.
 
 Exit code: 0 the same to the byte; 1 not, with the first line that differs; 2 the script failed, or the call was wrong.
-Options may also stand among the script's ARGS; what comes after -- goes to the script as it is: check SCRIPT -- --seed 1
+Options may also stand among the script's ARGS; what comes after -- goes to the script alone: check SCRIPT -- --seed 1
 """
 
 from __future__ import annotations

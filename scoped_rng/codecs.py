@@ -97,6 +97,13 @@ class GeneratorCodec:
         spawning = decode(plain["spawning"])
         _expect(isinstance(spawning, dict), "a Generator's spawn state is not a dict")
         if spawning:
+            _expect_keys(spawning, "entropy", "spawn_key", "pool_size", "n_children_spawned")
+            entropy, key, pool, count = (
+                spawning[name] for name in ("entropy", "spawn_key", "pool_size", "n_children_spawned")
+            )
+            _expect(type(pool) is int and 4 <= pool <= 1024, f"a pool of {pool!r} words")
+            _expect(type(count) is int and 0 <= count < 1 << 32, f"{count!r} children")
+            _expect(entropy is not None and isinstance(key, (tuple, list)), f"a spawn key of {key!r}")
             np.random.SeedSequence(**spawning)
 
     def value(self, held: Any, plain: Plain) -> Any:
@@ -132,10 +139,8 @@ class TorchCodec:
         device, data = plain["device"], plain["bytes"]
         _expect(isinstance(device, str) and isinstance(data, bytes), "a torch state is not a device and bytes")
         if device == "cpu":
-            # torch's own layout: a seed, then an mt19937 of 624 64-bit words between other fields. It checks what would
-            # harm it, but takes an engine of zeros, which gives zeros for ever.
-            torch.Generator().set_state(_tensor(data))
-            _expect(any(data[24 : 24 + 8 * 624]), "torch's Mersenne Twister state is all zero")
+            torch.Generator().set_state(_tensor(data))  # which checks the length
+            _check_torch_mersenne(data)
         else:
             _expect(0 < len(data) <= 1 << 16, f"a state of {device!r} of {len(data)} bytes")
 
@@ -170,6 +175,7 @@ class BuffersCodec:
         for name, buffer in plain["buffers"].items():
             _expect(isinstance(name, str) and isinstance(buffer, dict), f"the buffer {name!r} is not a dict")
             _expect_keys(buffer, "dtype", "shape", "bytes")
+            _expect(isinstance(buffer["bytes"], bytes), f"the buffer {name!r} is not of bytes")
             dtype = getattr(torch, buffer["dtype"], None)
             _expect(isinstance(dtype, torch.dtype), f"the buffer {name!r} has the dtype {buffer['dtype']!r}")
             shape = buffer["shape"]
@@ -283,6 +289,7 @@ _POSITION = re.compile(r"also\[(\d+)\]")
 
 def _from_tensors(item: Any) -> Any:
     if isinstance(item, Mapping):
+        _expect(all(type(key) is str for key in item), "a dict with keys that are not str")
         return {key: _from_tensors(inner) for key, inner in item.items()}
     if isinstance(item, list):
         return [_from_tensors(inner) for inner in item]
@@ -336,11 +343,22 @@ def _expect_alike(state: Any, model: Any) -> None:
         _expect(type(state) is int and 0 <= state < 1 << 128, f"{state!r} is out of range")
 
 
-def _check_mersenne(key: Any, position: Any) -> None:
+def _check_mersenne(key: Any, position: Any, whose: str = "the") -> None:
     _expect(isinstance(key, bytes) and len(key) == 2496, "a Mersenne Twister has 624 words of 32 bits")
     # The first word counts with its top bit alone. From zeros only zeros follow, and NumPy's randn would never return.
-    _expect(bool(key[3] & 0x80) or any(key[4:]), "the Mersenne Twister state is all zero")
+    _expect(bool(key[3] & 0x80) or any(key[4:]), f"{whose} Mersenne Twister state is all zero")
     _expect(type(position) is int and 0 <= position <= 624, f"the position {position!r} is not in [0, 624]")
+
+
+def _check_torch_mersenne(data: bytes) -> None:
+    # torch's layout: the seed, how many words are left, a flag, the place of the next one, 624 words of 64 bits of
+    # which the low 32 count, a gaussian (three doubles and a flag), and a gaussian in float32.
+    _, left, _, place, *words = struct.unpack_from("<QiiQ624Q", data)
+    key = struct.pack("<624I", *(word & 0xFFFF_FFFF for word in words))
+    _expect(left >= 1 and place + left <= 625, f"{left} words are left from the place {place} on")
+    _check_mersenne(key, place, "torch's")
+    gaussians = (*struct.unpack_from("<3d", data, 5016), *struct.unpack_from("<f", data, 5048))
+    _expect(all(map(math.isfinite, gaussians)), "the cached gaussian is not finite")
 
 
 def _check_gaussian(gaussian: Any) -> None:

@@ -5,6 +5,9 @@ An error is raised for what is refused before anything is touched; a warning tel
 
 from __future__ import annotations
 
+import sys
+import warnings
+
 __all__ = [
     "ConcurrentScopeError",
     "DeterminismWarning",
@@ -14,6 +17,7 @@ __all__ = [
     "ScopedRngError",
     "StateFormatError",
     "StateMismatchError",
+    "warn",
 ]
 
 
@@ -53,3 +57,11 @@ class RestoreWarning(RuntimeWarning):
 
 class DeterminismWarning(UserWarning):
     """Tell of what cannot be made deterministic any more in this process, and how to start it instead."""
+
+
+def warn(message: str, category: type[Warning]) -> None:
+    """Warn of the line outside of this package that has led here."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, category, stacklevel=level)

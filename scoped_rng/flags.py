@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 
-from .errors import DeterminismWarning
+from .errors import DeterminismWarning, warn
 
 __all__ = ["STRICT", "WARN", "Flags"]
 
@@ -107,11 +106,10 @@ class Flags:
             if not _torch.cuda.is_initialized():
                 cublas = ":4096:8"
             elif strict:
-                warnings.warn(
+                warn(
                     f"CUDA was initialised without {CUBLAS}, so torch refuses cuBLAS calls under strict=True; "
                     f"start the program with {CUBLAS}=:4096:8 in its environment",
                     DeterminismWarning,
-                    stacklevel=4,
                 )
         self.put((True, False, True, strict, True, not strict, True, cublas))
 

@@ -45,9 +45,17 @@ class ModuleBuffers:
             with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 # Through .data, autograd's version counter stays as it is, and backward() behind the block works.
                 if buffer.shape == copy.shape:
-                    buffer.data.copy_(copy)
+                    once = _each_place_once(buffer)
+                    buffer.data[once].copy_(copy[once])
                 else:  # resized by the body
                     buffer.data = copy.clone()
 
     def seed(self, seed: int) -> None:
         """Do nothing: buffers are not random."""
+
+
+def _each_place_once(buffer: torch.Tensor) -> tuple[slice, ...]:
+    """Return an index that has of an expanded buffer each place once: torch refuses to write one several times."""
+    if buffer.layout is not torch.strided:
+        return ()
+    return tuple(slice(0, 1 if stride == 0 else None) for stride in buffer.stride())

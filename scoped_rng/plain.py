@@ -14,6 +14,8 @@ __all__ = ["decode", "encode"]
 
 def encode(item: Any, name: str) -> Any:
     """Write a nesting of plain Python values and NumPy arrays with the values that a packed value may hold."""
+    if type(item) is int and item.bit_length() > 1024:  # torch.load(weights_only=True) reads no more than 255 bytes
+        return {"type": "int", "bytes": item.to_bytes(item.bit_length() // 8 + 1, "little", signed=True)}
     if type(item) in (str, int, float):
         return item
     if isinstance(item, list):
@@ -46,17 +48,38 @@ def decode(item: Any) -> Any:
         return [decode(inner) for inner in item]
     if not isinstance(item, dict):
         return item
-    kind = item["type"]
-    if kind in ("None", "True", "False"):
+    kind, *fields = item["type"], *(item[name] for name in _FIELDS[item["type"]])
+    if len(item) != 1 + len(fields):
+        raise StateFormatError(f"a value of the type {kind!r} with the keys {', '.join(map(str, item))}")
+    if not fields:
         return {"None": None, "True": True, "False": False}[kind]
-    if kind == "bytes":
-        return item["bytes"]
+    data: Any
+    *form, data = fields
+    if not isinstance(data, list if kind in ("tuple", "dict") else bytes):
+        raise StateFormatError(f"a value of the type {kind!r} with a {type(data).__name__} in it")
     if kind == "tuple":
-        return tuple(decode(inner) for inner in item["items"])
+        return tuple(decode(inner) for inner in data)
     if kind == "dict":
-        return {decode(key): decode(inner) for key, inner in item["items"]}
-    dtype = np.dtype(item["dtype"])
-    if kind not in ("array", "scalar") or dtype.kind not in "biufc":
-        raise StateFormatError(f"a value of the type {kind!r}, {dtype}")
-    array = np.frombuffer(item["bytes"], dtype).astype(dtype.newbyteorder("=")).reshape(item["shape"])
+        return {decode(key): decode(inner) for key, inner in data}
+    if kind == "bytes":
+        return data
+    if kind == "int":
+        return int.from_bytes(data, "little", signed=True)
+    dtype = np.dtype(form[0])
+    if dtype.kind not in "biufc":
+        raise StateFormatError(f"an array of {dtype}")
+    array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("=")).reshape(form[1])
     return array[()] if kind == "scalar" else array
+
+
+_FIELDS: dict[str, tuple[str, ...]] = {
+    "None": (),
+    "True": (),
+    "False": (),
+    "tuple": ("items",),
+    "dict": ("items",),
+    "bytes": ("bytes",),
+    "int": ("bytes",),
+    "array": ("dtype", "shape", "bytes"),
+    "scalar": ("dtype", "shape", "bytes"),
+}

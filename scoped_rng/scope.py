@@ -11,13 +11,12 @@ import contextvars
 import os
 import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
-from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning
+from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning, warn
 from .seeds import check_bool, check_seed
 from .state import Missing, RngState, check_missing, streams
 
@@ -72,7 +71,7 @@ class Transaction:
 
 def _warn(message: str, category: type[Warning], body_error: BaseException | None) -> None:
     try:
-        warnings.warn(message, category, stacklevel=5)
+        warn(message, category)
     except category as warning:  # warnings are errors here; but the body's own error is not hidden
         if body_error is None:
             raise
@@ -417,8 +416,8 @@ def deterministic(
         also: one object or a list or tuple of them, held as well and seeded by ``fold_in(seed, "also", position)``:
             ``random.Random``, ``numpy.random.Generator``, ``numpy.random.RandomState``, ``torch.Generator``,
             ``torch.nn.Module`` (its buffers and training mode), or anything with ``seed``, ``getstate``, ``setstate``.
-        devices: None for every device of every initialised backend, or a list of ``"cuda:1"``, ``torch.device`` and ints
-            (of the current accelerator); ``[]`` for none.
+        devices: None for every device of every initialised backend, or a list of ``"cuda:1"``, ``torch.device`` and
+            ints (of the current accelerator); ``[]`` for none.
 
     Returns:
         A scope: a context manager and a decorator, to be used as often as wanted.

@@ -43,7 +43,10 @@ def _index(value: Any) -> int:
     # bool is an int in Python, and the bools of torch and of NumPy before 2 have an __index__ as well.
     if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
         raise TypeError("a bool is not a number")
-    return operator.index(value)
+    try:
+        return operator.index(value)
+    except RuntimeError:  # torch's uint64 beyond the range of int64
+        return operator.index(value.item())
 
 
 def check_bool(name: str, value: bool) -> bool:

@@ -155,7 +155,8 @@ class RngState:
         """
         from . import codecs
 
-        if not isinstance(state_dict, Mapping) or state_dict.get("format") != FORMAT:
+        known = isinstance(state_dict, Mapping) and isinstance(state_dict.get("format"), str)
+        if not known or state_dict["format"] != FORMAT:
             raise StateFormatError("this is not the state_dict() of an RngState: 'format' is not 'scoped_rng.RngState'")
         version = state_dict.get("version")
         if type(version) is not int or version != VERSION:

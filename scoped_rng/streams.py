@@ -9,7 +9,6 @@ import ctypes
 import random
 import struct
 import sys
-import sysconfig
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -77,7 +76,7 @@ def _python_memory(generator: random.Random) -> Any:
 
 
 def _python_memory_is_as_known(generator: random.Random) -> bool:
-    if sys.implementation.name != "cpython" or sysconfig.get_config_var("Py_GIL_DISABLED"):
+    if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
     _, (*words, position), _ = generator.getstate()
     return bool(_python_memory(generator).raw == struct.pack("=i624I", position, *words))
@@ -177,10 +176,15 @@ class NumPyStream:
 
 
 def _mt19937_memory_is_as_known() -> bool:
-    bits = _MT19937(0)
-    memory = _MersenneMemory.from_address(bits.ctypes.state_address).raw
-    state = bits.state["state"]
-    return memory == state["key"].tobytes() + int(state["pos"]).to_bytes(4, sys.byteorder)
+    bits: Any = _MT19937(0)
+    state, memory = bits.state["state"], _MersenneMemory.from_address(bits.ctypes.state_address).raw
+    if memory != state["key"].tobytes() + int(state["pos"]).to_bytes(4, sys.byteorder):
+        return False
+    with bits.lock:  # which `take` draws under, so it must be reentrant
+        reentrant = bits.lock.acquire(blocking=False)
+        if reentrant:
+            bits.lock.release()
+    return bool(reentrant)
 
 
 def _put_gaussian(gaussian: float, stream: Any = _numpy) -> None:
@@ -313,7 +317,7 @@ def adapt(subject: Any, position: int) -> Held:
             "getstate() and setstate(state); one of them, or a list or tuple"
         )
     else:
-        kind = "python" if isinstance(subject, random.Random) else "object"
+        kind = "python" if getattr(type(subject), "getstate", None) is random.Random.getstate else "object"
         held = Direct(name, kind, subject, subject.getstate, subject.setstate, subject.seed)
     return Keyed(held, "also", position)
 

@@ -10,21 +10,24 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 import scoped_rng
 
 DIGITS = Path(__file__).parents[1] / "benchmarks" / "workloads" / "digits.py"
-WHERE_AM_I = "import sys; print(sys.argv, __file__, __name__, __package__, sys.path[0], __builtins__, file=sys.stderr)\n"
+TELL = "import sys; print(sys.argv, __file__, __name__, __package__, sys.path[0], __builtins__, file=sys.stderr)\n"
 RUN = "import pathlib; run = pathlib.Path('runs'); run.open('a').write('.'); run = len(run.read_text())\n"
 
 
+def environment(**more: str) -> dict[str, str]:
+    # With the package from wherever the tests have it, installed or not.
+    return {**os.environ, "PYTHONPATH": str(Path(scoped_rng.__file__).parents[1]), **more}
+
+
 def python(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    # From wherever the tests have it, installed or not.
-    env = {**os.environ, "PYTHONPATH": str(Path(scoped_rng.__file__).parents[1]), **env}
-    return subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8")
+    command = [sys.executable, *args]
+    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, encoding="utf-8")
 
 
 def check(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
@@ -82,21 +85,22 @@ def test_entropy_of_the_operating_system_is_not_reproducible(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("script", "status"),
-    [("def f():\n    1 / 0\nprint(1)\nf()", 1), ("def (", 1), ("import sys; sys.exit(3)", 3), ("raise SystemExit('no')", 1)],
-    ids=["raises", "syntax error", "exit status", "exit message"],
+    [("def f():\n    1 / 0\nprint(1)\nf()", 1), ("def (", 1), ("import sys; sys.exit(3)", 3)],
+    ids=["raises", "syntax error", "exit status"],
 )
 def test_a_script_that_fails_shows_what_python_shows(tmp_path: Path, script: str, status: int) -> None:
     write(tmp_path, script)
     plain = python("script.py", cwd=tmp_path)
     result = check("script.py", cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stdout == f"the script failed under seed 0: the exit status is {status} in run 1 and {status} in run 2\n"
+    told = f"the exit status is {status} in run 1 and {status} in run 2"
+    assert result.stdout == f"the script failed under seed 0: {told}\n"
     assert (plain.returncode, plain.stderr * 2) == (status, result.stderr)
 
 
 def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
     (tmp_path / "inner").mkdir()
-    write(tmp_path / "inner", WHERE_AM_I + "import random; print(random.random(), sys.stdin.read(), file=sys.stderr)")
+    write(tmp_path / "inner", TELL + "import random; print(random.random(), sys.stdin.read(), file=sys.stderr)")
     (tmp_path / "link.py").symlink_to(tmp_path / "inner" / "script.py")
     args = ["a b", "-x", "--flag", "--seed", "7", "--help", "--"]
     plain = python("link.py", *args, cwd=tmp_path).stderr.splitlines()[0]
@@ -110,7 +114,7 @@ def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no safe path")
 def test_with_a_safe_path_the_folder_of_the_script_is_left_out(tmp_path: Path) -> None:
-    write(tmp_path, WHERE_AM_I)
+    write(tmp_path, TELL)
     plain = python("script.py", cwd=tmp_path, PYTHONSAFEPATH="1")
     result = check("script.py", cwd=tmp_path, PYTHONSAFEPATH="1")
     assert (result.returncode, result.stderr) == (0, plain.stderr * 2)
@@ -146,14 +150,12 @@ def test_the_help_tells_how_the_script_gets_options_of_the_same_name(tmp_path: P
 
 
 def test_an_interrupt_leaves_no_child_behind(tmp_path: Path) -> None:
-    write(tmp_path, "import os, time; print(os.getpid(), file=open('pid.new', 'w')); os.rename('pid.new', 'pid'); time.sleep(60)")
-    env: dict[str, Any] = {**os.environ, "PYTHONPATH": str(Path(scoped_rng.__file__).parents[1])}
-    command = [sys.executable, "-m", "scoped_rng", "check", "script.py"]
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stderr=subprocess.DEVNULL) as process:
-        while not (tmp_path / "pid").exists():
+    script = write(tmp_path, "import pathlib, time; pathlib.Path('started').touch(); time.sleep(600)")
+    command = [sys.executable, "-m", "scoped_rng", "check", script]
+    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) as process:
+        while not (tmp_path / "started").exists():
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=30) != 0
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        process.communicate(timeout=60)  # reads until the last process that has this stderr is gone
+    assert process.returncode not in (0, 1, 2)

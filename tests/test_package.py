@@ -16,11 +16,25 @@ import pytest
 import scoped_rng
 
 ROOT = Path(__file__).parents[1]
-PUBLIC = """
-    ConcurrentScopeError DeterminismWarning RestoreError RestoreWarning RngState ScopeOrderWarning ScopedRngError
-    StateFormatError StateMismatchError capture deterministic fixed_seed fold_in isolated register_stream replay
-    unregister_stream
-""".split()
+PUBLIC = [
+    "ConcurrentScopeError",
+    "DeterminismWarning",
+    "RestoreError",
+    "RestoreWarning",
+    "RngState",
+    "ScopeOrderWarning",
+    "ScopedRngError",
+    "StateFormatError",
+    "StateMismatchError",
+    "capture",
+    "deterministic",
+    "fixed_seed",
+    "fold_in",
+    "isolated",
+    "register_stream",
+    "replay",
+    "unregister_stream",
+]
 
 
 def python(code: str, *path: Path, cwd: Path) -> str:
@@ -34,7 +48,7 @@ def python(code: str, *path: Path, cwd: Path) -> str:
 
 
 def test_the_public_names_are_these() -> None:
-    assert sorted(scoped_rng.__all__, key=str.swapcase) == sorted(PUBLIC, key=str.swapcase)
+    assert sorted(scoped_rng.__all__) == sorted(PUBLIC)
     assert all(hasattr(scoped_rng, name) for name in PUBLIC)
 
 
@@ -46,9 +60,10 @@ def test_importing_the_package_imports_neither_numpy_nor_torch(tmp_path: Path) -
 
 def test_ci_runs_the_commands_of_the_readme() -> None:
     readme, ci = ((ROOT / name).read_text(encoding="utf-8").splitlines() for name in ("README.md", ".ci/run"))
-    commands = [line for line in ci if line.startswith("pip install") and " && " in line]
+    commands = [line for line in readme if line.startswith("pip install -c tests/constraints.txt")]
     assert len(commands) == 2
-    assert set(commands) <= set(readme)
+    for command in commands:
+        assert any(line.startswith(command) for line in ci)
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 import scoped_rng
-from scoped_rng import deterministic, registry
+from scoped_rng import deterministic, unregister_stream
 from tests import kit, test_recipes
 
 ROOT = Path(__file__).parents[1]
@@ -71,14 +71,17 @@ def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
 @of("python")
 def test_a_block_of_python_runs_as_it_stands(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(registry, "REGISTERED", {})
     monkeypatch.setitem(sys.modules, "cupy", test_recipes.fake_cupy())
     namespace: dict[str, Any] = {"__name__": "readme"}
     # The lines that come before the block are empty, so that a traceback shows the line of the README.
-    exec(compile("\n" * block.line + block.code, str(ROOT / "README.md"), "exec", dont_inherit=True), namespace)
-    for name, value in namespace.items():
-        if name.startswith("test"):
-            value()
+    try:
+        exec(compile("\n" * block.line + block.code, str(ROOT / "README.md"), "exec", dont_inherit=True), namespace)
+        for name, value in namespace.items():
+            if name.startswith("test"):
+                value()
+    finally:
+        for name in re.findall(r'^register_stream\("(\w+)"', block.code, re.MULTILINE):
+            unregister_stream(name)
 
 
 @of("bash")
@@ -92,14 +95,16 @@ def test_a_block_of_bash_parses(block: Block) -> None:
 @pytest.mark.parametrize("command", commands())
 def test_a_command_names_what_is_there(command: list[str]) -> None:
     if command[:2] == ["pip", "install"]:
-        extras = re.findall(r"^([\w-]+) = \[", (ROOT / "pyproject.toml").read_text(encoding="utf-8"), re.MULTILINE)
+        project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        table = project.partition("[project.optional-dependencies]\n")[2].partition("\n[")[0]
+        extras = re.findall(r"^([\w-]+) = \[", table, re.MULTILINE)
         words = iter(command[2:])
         for word in words:
             if word == "-c":
                 assert (ROOT / next(words)).is_file()
             elif word == "-e":
-                project, _, wanted = next(words).partition("[")
-                assert project == "."
+                folder, _, wanted = next(words).partition("[")
+                assert folder == "."
                 assert set(filter(None, wanted.rstrip("]").split(","))) <= set(extras)
             else:
                 assert word == "scikit-learn"
@@ -169,14 +174,9 @@ def test_the_filter_for_warnings_as_errors_lets_a_nondeterministic_algorithm_pas
         ),
         encoding="utf-8",
     )
-    flags = ["-p", "no:cacheprovider", "-p", "no:randomly", "-p", "no:xdist", "-q"]
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", *flags],
-        cwd=tmp_path,
-        env=test_recipes.environment(),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-m", "pytest", "-q"]
+    env = {**test_recipes.environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
     assert "2 passed, 1 warning" in run.stdout, run.stdout + run.stderr
 
 

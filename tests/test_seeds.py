@@ -37,6 +37,9 @@ class Index:
     def __index__(self) -> Any:
         return self.value
 
+    def __repr__(self) -> str:
+        return f"Index({self.value})"
+
 
 class Colour(enum.IntEnum):
     RED = 5
@@ -265,9 +268,9 @@ def test_a_child_seed_is_the_same_in_every_process() -> None:
         f"print([fold_in(*arguments) for arguments in {[arguments for arguments, _ in GOLDEN]!r}])\n"
         "print(hash('é'))\n"
     )
-    told = []
+    told, path = [], os.pathsep.join(filter(None, sys.path))
     for hash_seed in ("1", "2"):
-        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONUTF8": "1"}
+        environment = {**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": hash_seed, "PYTHONUTF8": "1"}
         done = subprocess.run(
             [sys.executable, "-c", program],
             env=environment,
