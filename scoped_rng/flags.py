@@ -77,12 +77,20 @@ class Flags:
             fill(),
             self._algorithms(),
             self._warn_only(),
-            getattr(sys.modules[INDUCTOR], "deterministic", None) if INDUCTOR in sys.modules else None,
+            read_inductor() if INDUCTOR in sys.modules else None,
             os.environ.get(CUBLAS) if self._cuda_is_built else None,
         )
 
     def put(self, value: Values) -> None:
         """Set every flag to the value in ``value``."""
+        self._put_switches(value)
+        if self._cuda_is_built and os.environ.get(CUBLAS) != value[7]:
+            if value[7] is None:
+                del os.environ[CUBLAS]
+            else:
+                os.environ[CUBLAS] = value[7]
+
+    def _put_switches(self, value: Values) -> None:
         cudnn, benchmark, mkldnn, fill = self._write
         cudnn(value[0])
         benchmark(value[1])
@@ -90,36 +98,41 @@ class Flags:
         fill(value[3])
         self._set_algorithms(value[4], warn_only=value[5])
         if INDUCTOR in sys.modules:
-            _put_inductor(value[6])
-        if self._cuda_is_built and os.environ.get(CUBLAS) != value[7]:
-            if value[7] is None:
-                del os.environ[CUBLAS]
-            else:
-                os.environ[CUBLAS] = value[7]
+            write_inductor(value[6])
 
     def seed(self, seed: int) -> None:
         """Make torch deterministic: operations that cannot be warn, or raise if strict. The seed does not matter."""
         strict = self._strict
-        cublas = os.environ.get(CUBLAS) if self._cuda_is_built else None
-        if self._cuda_is_built and cublas is None:
+        if self._cuda_is_built and os.environ.get(CUBLAS) is None:
             # cuBLAS reads the variable once, when torch makes its first handle.
             if not _torch.cuda.is_initialized():
-                cublas = ":4096:8"
+                os.environ[CUBLAS] = ":4096:8"
             elif strict:
                 warn(
                     f"CUDA was initialised without {CUBLAS}, so torch refuses cuBLAS calls under strict=True; "
                     f"start the program with {CUBLAS}=:4096:8 in its environment",
                     DeterminismWarning,
                 )
-        self.put((True, False, True, strict, True, not strict, True, cublas))
+        self._put_switches((True, False, True, strict, True, not strict, True, None))
 
 
-def _put_inductor(deterministic: bool | None) -> None:
+def read_inductor() -> bool | None:
+    """Return inductor's own switch, or None where it has none."""
     config: Any = sys.modules[INDUCTOR]
-    if hasattr(config, "deterministic"):
-        if deterministic is None:  # imported since the values were taken: what inductor starts from
-            deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
-        config.deterministic = deterministic
+    # The public attribute takes 1 µs to read. What it gives first is what somebody has set.
+    entry = getattr(config, "_config", {}).get("deterministic")
+    override = getattr(entry, "user_override", None)
+    return override if isinstance(override, bool) else getattr(config, "deterministic", None)
+
+
+def write_inductor(deterministic: bool | None) -> None:
+    """Set inductor's own switch, or (None: it was imported since it was read) put it to what inductor starts from."""
+    if deterministic is None:
+        deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
+    try:
+        sys.modules[INDUCTOR].deterministic = deterministic  # type: ignore[attr-defined]
+    except AttributeError:  # an inductor without it
+        pass
 
 
 STRICT, WARN = Flags(strict=True), Flags(strict=False)

@@ -44,7 +44,9 @@ class ModuleBuffers:
             # torch refuses to write to an inference tensor outside of inference mode, but not the other way round.
             with torch.inference_mode(buffer.is_inference()), torch.no_grad():
                 # Through .data, autograd's version counter stays as it is, and backward() behind the block works.
-                if buffer.shape == copy.shape:
+                if buffer.layout is not torch.strided:
+                    buffer.data = copy.clone()
+                elif buffer.shape == copy.shape:
                     once = _each_place_once(buffer)
                     buffer.data[once].copy_(copy[once])
                 else:  # resized by the body
@@ -56,6 +58,4 @@ class ModuleBuffers:
 
 def _each_place_once(buffer: torch.Tensor) -> tuple[slice, ...]:
     """Return an index that has of an expanded buffer each place once: torch refuses to write one several times."""
-    if buffer.layout is not torch.strided:
-        return ()
     return tuple(slice(0, 1 if stride == 0 else None) for stride in buffer.stride())

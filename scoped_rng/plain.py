@@ -53,8 +53,8 @@ def decode(item: Any) -> Any:
         raise StateFormatError(f"a value of the type {kind!r} with the keys {', '.join(map(str, item))}")
     if not fields:
         return {"None": None, "True": True, "False": False}[kind]
-    data: Any
-    *form, data = fields
+    *form, last = fields
+    data: Any = last
     if not isinstance(data, list if kind in ("tuple", "dict") else bytes):
         raise StateFormatError(f"a value of the type {kind!r} with a {type(data).__name__} in it")
     if kind == "tuple":

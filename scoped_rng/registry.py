@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from .seeds import fold_in
 
-__all__ = ["REGISTERED", "Direct", "Held", "Keyed", "missing_methods", "register_stream", "unregister_stream"]
+__all__ = [
+    "REGISTERED",
+    "Direct",
+    "Held",
+    "Keyed",
+    "is_global",
+    "is_stream",
+    "register_stream",
+    "unregister_stream",
+]
 
 
 class Held(Protocol):
@@ -61,6 +71,7 @@ class Keyed(Direct):
 
 
 REGISTERED: dict[str, Held] = {}
+METHODS = ("seed", "getstate", "setstate")
 _RESERVED = ("python", "numpy", "numpy.entropy", "torch", "flags")
 
 
@@ -88,11 +99,17 @@ def register_stream(name: str, stream: Any) -> None:
             f"a stream cannot be named {name!r}: it needs a name of its own, without ':' and '['; "
             f"taken are {', '.join(taken)}"
         )
-    missing = missing_methods(stream)
-    if missing:
+    if is_global(stream):
+        raise ValueError(f"{stream!r} is a global stream, which every scope covers; register nothing for it")
+    if not is_stream(stream):
+        missing = [method for method in METHODS if not callable(getattr(stream, method, None))]
         raise TypeError(
-            f"a stream needs the methods seed(int), getstate() and setstate(state); "
-            f"{type(stream).__name__} lacks {', '.join(missing)}"
+            "a stream needs the methods seed(int), getstate() and setstate(state); "
+            + (
+                f"{type(stream).__name__} lacks {', '.join(missing)}"
+                if missing
+                else f"{stream!r} has no state of its own"
+            )
         )
     REGISTERED[name] = Keyed(
         Direct(name, "object", stream, stream.getstate, stream.setstate, stream.seed), "stream", name
@@ -111,6 +128,12 @@ def unregister_stream(name: str) -> None:
     del REGISTERED[name]
 
 
-def missing_methods(stream: Any) -> list[str]:
-    """Return which of the three methods of a user's stream ``stream`` lacks."""
-    return [method for method in ("seed", "getstate", "setstate") if not callable(getattr(stream, method, None))]
+def is_stream(stream: Any) -> bool:
+    """Return whether ``stream`` has the methods of a stream and a state; a class has none, nor has the system."""
+    has_state = not isinstance(stream, (type, random.SystemRandom))
+    return has_state and all(callable(getattr(stream, method, None)) for method in METHODS)
+
+
+def is_global(stream: Any) -> bool:
+    """Return whether ``stream`` is Python's global one: the module, or the generator that its functions draw from."""
+    return stream is random or stream is random.getstate.__self__  # type: ignore[attr-defined]

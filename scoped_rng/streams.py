@@ -20,7 +20,7 @@ import torch
 from . import nn
 from .devices import check_devices, device_streams
 from .flags import STRICT, WARN
-from .registry import REGISTERED, Direct, Held, Keyed, missing_methods
+from .registry import REGISTERED, Direct, Held, Keyed, is_global, is_stream
 from .seeds import fold_in
 
 __all__ = [
@@ -76,7 +76,10 @@ def _python_memory(generator: random.Random) -> Any:
 
 
 def _python_memory_is_as_known(generator: random.Random) -> bool:
+    base: Any = random.Random.__base__
     if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return False
+    if base.__basicsize__ < object.__basicsize__ + 2500:
         return False
     _, (*words, position), _ = generator.getstate()
     return bool(_python_memory(generator).raw == struct.pack("=i624I", position, *words))
@@ -105,19 +108,24 @@ class NumPyStream:
         self._memory: tuple[Any, Any] = (None, None)
         self._direct = _mt19937_memory_is_as_known() if direct is None else direct
         self._put_gaussian = _put_gaussian_alone if self._direct and _puts_gaussian_alone() else _put_gaussian
+        # np.random.seed on the global stream itself would forget how its bit generator spawns, so another one is seeded
+        # and its words are copied.
+        self._seeded_bits: Any = _MT19937(0)
+        self._seeded = np.random.RandomState(self._seeded_bits)
+        self._seeded_memory = _memory(self._seeded_bits)
 
     def _view(self, bits: Any) -> Any:
         """Return the memory of ``bits`` as a ctypes array, kept for the next call."""
         known, memory = self._memory
         if known is not bits:
-            memory = _MersenneMemory.from_address(bits.ctypes.state_address)  # uint32 key[624]; int pos
+            memory = _memory(bits)
             self._memory = (bits, memory)
         return memory
 
-    def take(self) -> tuple[Any, Any, float | None]:
+    def take(self) -> tuple[Any, Any, float | None, Any]:
         bits = _get_bit_generator()
         if type(bits) is not _MT19937 or not self._direct:
-            return bits, _numpy.get_state(legacy=False), None
+            return bits, _numpy.get_state(legacy=False), None, bits.seed_seq
         memory = self._view(bits)
         drawn: list[Any] = []
         with bits.lock:  # every draw holds it, so this is safe beside threads that draw
@@ -129,7 +137,7 @@ class NumPyStream:
             except BaseException:
                 self._undraw(bits, memory, state, drawn)
                 raise
-        return bits, state, gaussian
+        return bits, state, gaussian, bits.seed_seq
 
     def _undraw(self, bits: Any, memory: Any, state: bytes, drawn: list[Any]) -> float | None:
         """Undo the draw of `take` and return the gaussian that was cached; a second call goes on after an interrupt."""
@@ -148,26 +156,37 @@ class NumPyStream:
     def put(self, value: Any) -> None:
         if isinstance(value, dict):  # from a state: any bit generator of that kind will do
             name, bits = value["bit_generator"], _get_bit_generator()
-            value = (bits if type(bits).__name__ == name else getattr(np.random, name)(0), value, None)
-        bits, state, gaussian = value
-        if isinstance(state, dict):
-            _set_bit_generator(bits)
-            _numpy.set_state(state)
-            return
+            bits = bits if type(bits).__name__ == name else getattr(np.random, name)(0)
+            value = (bits, value, None, bits.seed_seq)
+        bits, state, gaussian, sequence = value
         with bits.lock:
-            self._view(bits).raw = state
             _set_bit_generator(bits)  # also where the body has swapped it; forgets a cached gaussian
+            if bits.seed_seq is not sequence and _pickles_seed_sequence:  # the body has called np.random.seed
+                bits.__setstate__((bits.state, sequence))
+            if isinstance(state, dict):
+                _numpy.set_state(state)
+                return
+            self._view(bits).raw = state
             if gaussian is not None:
                 self._put_gaussian(gaussian)
 
     def seed(self, seed: int) -> None:
-        if not isinstance(_get_bit_generator(), _MT19937):
-            _set_bit_generator(_MT19937(0))  # np.random.seed takes no other
-        _numpy.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32])
+        self._seeded.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32])
+        bits = _get_bit_generator()
+        if not isinstance(bits, _MT19937):
+            bits = _MT19937(0)
+        with bits.lock:
+            _set_bit_generator(bits)
+            if self._direct and type(bits) is _MT19937:
+                self._view(bits).raw = self._seeded_memory.raw
+            else:
+                state: Any = self._seeded_bits.state
+                state["bit_generator"] = type(bits).__name__  # a subclass, perhaps
+                bits.state = state
 
-    def as_dict(self, value: tuple[Any, Any, float | None]) -> dict[str, Any]:
+    def as_dict(self, value: tuple[Any, Any, float | None, Any]) -> dict[str, Any]:
         """Return what `take` gave as the dict that ``np.random.get_state(legacy=False)`` gives."""
-        _, state, gaussian = value
+        _, state, gaussian, _ = value
         if isinstance(state, dict):
             return dict(state)
         key, position = np.frombuffer(state[:-4], np.uint32), int.from_bytes(state[-4:], sys.byteorder)
@@ -175,10 +194,17 @@ class NumPyStream:
         return {**bits, "has_gauss": int(gaussian is not None), "gauss": gaussian or 0.0}
 
 
+_pickles_seed_sequence = int(np.__version__.split(".")[0]) >= 2
+
+
+def _memory(bits: Any) -> Any:
+    return _MersenneMemory.from_address(bits.ctypes.state_address)  # uint32 key[624]; int pos
+
+
 def _mt19937_memory_is_as_known() -> bool:
     bits: Any = _MT19937(0)
-    state, memory = bits.state["state"], _MersenneMemory.from_address(bits.ctypes.state_address).raw
-    if memory != state["key"].tobytes() + int(state["pos"]).to_bytes(4, sys.byteorder):
+    state = bits.state["state"]
+    if _memory(bits).raw != state["key"].tobytes() + int(state["pos"]).to_bytes(4, sys.byteorder):
         return False
     with bits.lock:  # which `take` draws under, so it must be reentrant
         reentrant = bits.lock.acquire(blocking=False)
@@ -269,13 +295,8 @@ if hasattr(bit_generator, "randbits"):  # not public; without it fresh entropy s
     _global_streams.append(ENTROPY)
 
 
-# `random` as a module has the methods of a stream; the other three are what the global functions draw from.
-_GLOBAL_OBJECTS = (
-    random,
-    getattr(random, "_inst", random),
-    getattr(np.random.mtrand, "_rand", random),
-    torch.default_generator,
-)
+# What the global functions of NumPy and torch draw from; registry knows Python's.
+_GLOBAL_OBJECTS = (getattr(np.random.mtrand, "_rand", None), torch.default_generator)
 
 
 def ambient_streams(devices: Any = None) -> list[Held]:
@@ -299,7 +320,7 @@ def adapt(subject: Any, position: int) -> Held:
         ValueError: it is one of the global streams.
     """
     name = f"also[{position}]"
-    if any(subject is known for known in _GLOBAL_OBJECTS):
+    if is_global(subject) or any(subject is known for known in _GLOBAL_OBJECTS):
         raise ValueError(f"{name} is {subject!r}, a global stream, which every scope covers; leave it out of also=")
     held: Held
     if isinstance(subject, torch.nn.Module):
@@ -310,7 +331,7 @@ def adapt(subject: Any, position: int) -> Held:
         held = GeneratorStream(name, subject)
     elif isinstance(subject, np.random.RandomState):
         held = RandomStateStream(name, subject)
-    elif isinstance(subject, (type, random.SystemRandom)) or missing_methods(subject):
+    elif not is_stream(subject):
         raise TypeError(
             f"{name} is {type(subject).__name__} {subject!r}; also= takes random.Random, numpy.random.Generator, "
             "numpy.random.RandomState, torch.Generator, torch.nn.Module, or an object with the methods seed(int), "
@@ -364,8 +385,10 @@ class RandomStateStream:
         self.subject.set_state(value)
 
     def seed(self, seed: int) -> None:
-        fresh = getattr(np.random, self.bit_generator_name())(seed).state
-        self.put({**fresh, "has_gauss": 0, "gauss": 0.0})
+        # Not public, and seed() takes no bit generator but MT19937.
+        bits: Any = getattr(self.subject, "_bit_generator", None)
+        kind = getattr(np.random, self.bit_generator_name()) if bits is None else type(bits)
+        self.put({**kind(seed).state, "has_gauss": 0, "gauss": 0.0})
 
     def bit_generator_name(self) -> str:
         return str(self.take()["bit_generator"])

@@ -271,7 +271,7 @@ def tidying() -> Iterator[None]:
         draw()
         yield
     finally:
-        draw()
+        kit.draws()
 
 
 BODIES = [drawing, holding, tidying]
@@ -356,7 +356,7 @@ async def tidying_async() -> Any:
         draw()
         yield
     finally:
-        draw()
+        kit.draws()
 
 
 @pytest.mark.parametrize("body", [drawing_async, holding_async, tidying_async], ids=lambda body: body.__name__)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import ctypes
+import importlib.util
 import random
 import re
 import sys
@@ -286,11 +288,52 @@ def test_a_numpy_with_another_memory_layout_gets_the_plain_way(monkeypatch: pyte
     assert numpy_draws() == expected
 
 
+def test_a_numpy_that_has_more_or_less_in_its_memory_is_known_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_MersenneMemory", ctypes.c_char * 2499)
+    assert not streams._mt19937_memory_is_as_known()
+
+
+def test_a_numpy_whose_lock_cannot_be_taken_twice_gets_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    def with_a_plain_lock(seed: int) -> Any:
+        bits = np.random.MT19937(seed)
+        return types.SimpleNamespace(state=bits.state, ctypes=bits.ctypes, lock=threading.Lock(), kept=bits)
+
+    monkeypatch.setattr(streams, "_MT19937", with_a_plain_lock)
+    assert not streams._mt19937_memory_is_as_known()
+
+
 def test_a_numpy_that_reads_a_state_in_another_order_gets_the_slow_way_to_put_a_gaussian(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(streams, "_puts_gaussian_alone", lambda: False)
     assert streams.NumPyStream()._put_gaussian is streams._put_gaussian
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("where", ["before the draw", "after it"])
+def test_an_interrupt_while_the_gaussian_is_looked_for_leaves_numpys_stream_as_it_was(
+    cached: bool, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.random.seed(5)
+    if cached:
+        np.random.standard_normal()
+    stream, expected = streams.NumPyStream(), numpy_continuation()
+    interrupts = [KeyboardInterrupt]
+
+    def interrupted(*arguments: Any) -> Any:
+        if interrupts:
+            raise interrupts.pop()
+        return set_bit_generator(*arguments)
+
+    if where == "after it":
+        set_bit_generator = streams._set_bit_generator
+        monkeypatch.setattr(streams, "_set_bit_generator", interrupted)
+    else:
+        monkeypatch.setattr(streams, "_standard_normal", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        stream.take()
+    assert numpy_draws() == expected
+    assert is_free(np.random.get_bit_generator().lock)
 
 
 def is_free(lock: Any) -> bool:
@@ -546,7 +589,12 @@ def test_entropy_of_any_size_is_within_its_bits() -> None:
 def test_a_numpy_without_the_place_keeps_its_entropy_fresh_and_everything_else_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "_global_streams", [s for s in streams._global_streams if s is not streams.ENTROPY])
+    specification: Any = importlib.util.spec_from_file_location("scoped_rng.streams_again", streams.__file__)
+    again = importlib.util.module_from_spec(specification)
+    with monkeypatch.context() as patch:
+        patch.setattr(np.random, "bit_generator", types.SimpleNamespace())
+        specification.loader.exec_module(again)
+    monkeypatch.setattr(streams, "_global_streams", again._global_streams)
     before = kit.continuation()
     with deterministic(0):
         assert kit.draws() == kit.reference(0)[0]
