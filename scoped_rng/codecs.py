@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from .errors import StateFormatError, StateMismatchError
-from .nn import BuffersValue
+from .nn import BuffersValue, ModuleTable, without_modes
 from .plain import decode, encode
 from .registry import Held, Keyed
 from .streams import EntropySource, NumPyStream, PythonStream
@@ -196,13 +196,15 @@ class BuffersCodec:
             [(name, buffer["dtype"], buffer["shape"]) for name, buffer in saved.items()],
             [(name, str(buffer.dtype).removeprefix("torch."), list(buffer.shape)) for name, buffer in buffers.items()],
         )
-        return BuffersValue(
-            [(module, bool(plain["training"][name]), dict(module._buffers)) for name, module in modules.items()],
-            [
-                (buffer, _tensor(saved[name]["bytes"]).view(buffer.dtype).reshape(buffer.shape))
+        tables = [
+            ModuleTable.of(module)._replace(training=bool(plain["training"][name])) for name, module in modules.items()
+        ]
+        with without_modes():
+            copies = [
+                (buffer, _tensor(saved[name]["bytes"]).view(buffer.dtype).reshape(buffer.shape).to(buffer.device))
                 for name, buffer in buffers.items()
-            ],
-        )
+            ]
+        return BuffersValue(tables, copies)
 
 
 class ObjectCodec:
@@ -294,15 +296,19 @@ def _from_tensors(item: Any) -> Any:
     if isinstance(item, list):
         return [_from_tensors(inner) for inner in item]
     if isinstance(item, torch.Tensor):
-        tensor = item.detach().cpu()
-        if tensor.dtype != torch.uint8:  # a cast made it float, say: bring it back where that is exact
-            exact = tensor.to(torch.uint8)
-            _expect(torch.equal(exact.to(tensor.dtype), tensor), f"a tensor of {tensor.dtype} is not of whole bytes")
-            tensor = exact
-        _expect(tensor.dim() == 1, f"a tensor of {tensor.dim()} dimensions")
-        return _tensor_bytes(tensor)
+        with without_modes():
+            return _from_tensor(item.detach().cpu())
     _expect(type(item) in (str, int, float), f"a {type(item).__name__}")
     return item
+
+
+def _from_tensor(tensor: torch.Tensor) -> bytes:
+    if tensor.dtype != torch.uint8:  # a cast made it float, say: bring it back where that is exact
+        exact = tensor.to(torch.uint8)
+        _expect(torch.equal(exact.to(tensor.dtype), tensor), f"a tensor of {tensor.dtype} is not of whole bytes")
+        tensor = exact
+    _expect(tensor.dim() == 1, f"a tensor of {tensor.dim()} dimensions")
+    return _tensor_bytes(tensor)
 
 
 def _pack_bits(held: Held, state: Plain) -> Any:
@@ -388,11 +394,15 @@ def _match(held: Held, what: str, saved: Any, here: Any) -> None:
 
 
 def _tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+    with without_modes():
+        if not data:
+            return torch.empty(0, dtype=torch.uint8, device="cpu")
+        return torch.frombuffer(bytearray(data), dtype=torch.uint8)
 
 
 def _tensor_bytes(tensor: torch.Tensor) -> bytes:
-    # Not .numpy(): it detaches, which an active dispatch mode sees and a fake tensor mode refuses; and NumPy lacks
-    # dtypes.
-    tensor = tensor.detach().cpu().contiguous() if tensor.device.type != "cpu" or not tensor.is_contiguous() else tensor
-    return ctypes.string_at(tensor.data_ptr(), tensor.numel() * tensor.element_size()) if tensor.numel() else b""
+    with without_modes():
+        tensor = tensor.detach().cpu().contiguous()
+        # Not .numpy(), which lacks some dtypes.
+        size = tensor.numel() * tensor.element_size()
+        return ctypes.string_at(tensor.data_ptr(), size) if size else b""

@@ -127,12 +127,11 @@ def read_inductor() -> bool | None:
 
 def write_inductor(deterministic: bool | None) -> None:
     """Set inductor's own switch, or (None: it was imported since it was read) put it to what inductor starts from."""
+    config: Any = sys.modules[INDUCTOR]
     if deterministic is None:
         deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
-    try:
-        sys.modules[INDUCTOR].deterministic = deterministic  # type: ignore[attr-defined]
-    except AttributeError:  # an inductor without it
-        pass
+    if "deterministic" in getattr(config, "_config", ()) or hasattr(config, "deterministic"):
+        config.deterministic = deterministic
 
 
 STRICT, WARN = Flags(strict=True), Flags(strict=False)

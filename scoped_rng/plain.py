@@ -48,14 +48,14 @@ def decode(item: Any) -> Any:
         return [decode(inner) for inner in item]
     if not isinstance(item, dict):
         return item
-    kind, *fields = item["type"], *(item[name] for name in _FIELDS[item["type"]])
+    kind = item["type"]
+    fields: list[Any] = [item[name] for name in _FIELDS[kind]]
     if len(item) != 1 + len(fields):
         raise StateFormatError(f"a value of the type {kind!r} with the keys {', '.join(map(str, item))}")
     if not fields:
         return {"None": None, "True": True, "False": False}[kind]
-    *form, last = fields
-    data: Any = last
-    if not isinstance(data, list if kind in ("tuple", "dict") else bytes):
+    data, wanted = fields[-1], list if kind in ("tuple", "dict") else bytes
+    if type(data) is not wanted:
         raise StateFormatError(f"a value of the type {kind!r} with a {type(data).__name__} in it")
     if kind == "tuple":
         return tuple(decode(inner) for inner in data)
@@ -65,10 +65,10 @@ def decode(item: Any) -> Any:
         return data
     if kind == "int":
         return int.from_bytes(data, "little", signed=True)
-    dtype = np.dtype(form[0])
+    dtype = np.dtype(fields[0])
     if dtype.kind not in "biufc":
         raise StateFormatError(f"an array of {dtype}")
-    array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("=")).reshape(form[1])
+    array = np.frombuffer(data, dtype).astype(dtype.newbyteorder("=")).reshape(fields[1])
     return array[()] if kind == "scalar" else array
 
 

@@ -27,7 +27,7 @@ def streams() -> Any:
 
 
 class RngState:
-    """The value of every stream at one moment.
+    """Hold the value of every stream at one moment.
 
     Immutable, compared bit for bit, hashable. `capture` makes one, `RngState.from_state_dict` reads one back.
     """

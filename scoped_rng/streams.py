@@ -244,7 +244,10 @@ class EntropySource:
         with _entropy_lock:
             seed, drawn = self.state
             self.state = (seed, drawn + 1)
-        words = (fold_in(seed, "numpy.entropy", drawn, word) for word in range((bits + 63) // 64))
+        # Loader workers that are forked inside a scope start from the same state; their loader has given each a seed.
+        worker = torch.utils.data.get_worker_info()
+        path = ("numpy.entropy", drawn) if worker is None else ("numpy.entropy", drawn, "worker", worker.seed)
+        words = (fold_in(seed, *path, word) for word in range((bits + 63) // 64))
         return sum(word << 64 * place for place, word in enumerate(words)) & ((1 << bits) - 1)
 
 

@@ -489,13 +489,11 @@ class TestStates:
         assert state == STATE
 
 
-def test_fold_in_is_compiled_away() -> None:
+def test_fold_in_gives_the_same_in_a_compiled_function() -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
         return x + fold_in(0, "layer", 3) % 7
 
-    counter = compiler()
-    assert torch.equal(torch.compile(fn, backend=counter, fullgraph=True)(X), fn(X))
-    assert counter.frame_count == 1
+    assert torch.equal(torch.compile(fn, backend=compiler())(X), fn(X))
 
 
 def run_python(code: str, *arguments: str) -> str:

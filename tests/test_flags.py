@@ -203,10 +203,46 @@ def test_uninitialised_memory_is_filled_under_strict_alone() -> None:
 # inductor's own switch
 
 
+class Settings:
+    """Stand in for inductor's settings: what it has can be set, and nothing else."""
+
+    def __init__(self, **defaults: bool) -> None:
+        vars(self).update(defaults)
+
+    def __setattr__(self, name: str, value: bool) -> None:
+        if not hasattr(self, name):
+            raise AttributeError(f"{name} does not exist")
+        vars(self)[name] = value
+
+
+class SettingsWithEntries(Settings):
+    """The same as torch keeps them: a default, and beside it what somebody has set."""
+
+    def __init__(self, **defaults: bool) -> None:
+        entries = {name: types.SimpleNamespace(default=value, user_override=None) for name, value in defaults.items()}
+        super().__init__(_config=entries)
+
+    def __getattr__(self, name: str) -> bool:
+        if name not in self._config:
+            raise AttributeError(f"{name} does not exist")
+        entry = self._config[name]
+        return entry.default if entry.user_override is None else entry.user_override
+
+    def __setattr__(self, name: str, value: bool) -> None:
+        if name not in self._config:
+            raise AttributeError(f"{name} does not exist")
+        self._config[name].user_override = value
+
+
+@pytest.fixture(params=[Settings, SettingsWithEntries])
+def settings(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
 @pytest.fixture
-def inductor(monkeypatch: pytest.MonkeyPatch) -> types.SimpleNamespace:
+def inductor(settings: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Stand in for inductor's settings, as if inductor had been imported."""
-    config = types.SimpleNamespace(deterministic=False)
+    config = settings(deterministic=False)
     monkeypatch.setitem(sys.modules, INDUCTOR, config)
     return config
 
@@ -236,21 +272,22 @@ def test_the_other_scopes_leave_inductors_switch_alone(inductor: Any) -> None:
     assert inductor.deterministic is True
 
 
-def test_an_inductor_without_the_switch_does_not_get_one(inductor: Any) -> None:
-    del inductor.deterministic
+def test_an_inductor_without_the_switch_does_not_get_one(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = settings()
+    monkeypatch.setitem(sys.modules, INDUCTOR, config)
     with deterministic(0):
-        assert vars(inductor) == {}
-    assert vars(inductor) == {}
+        assert not hasattr(config, "deterministic")
+    assert not hasattr(config, "deterministic")
 
 
 @pytest.mark.usefixtures("no_inductor")
 @pytest.mark.parametrize(("variable", "own"), [(None, False), ("0", False), ("1", True)])
 def test_an_inductor_that_the_body_imports_is_left_with_the_switch_that_it_starts_from(
-    variable: str | None, own: bool, monkeypatch: pytest.MonkeyPatch
+    settings: Any, variable: str | None, own: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if variable is not None:
         monkeypatch.setenv("TORCHINDUCTOR_DETERMINISTIC", variable)
-    config = types.SimpleNamespace(deterministic=own)
+    config = settings(deterministic=own)
     before = kit.flags()
     with deterministic(0):
         monkeypatch.setitem(sys.modules, INDUCTOR, config)
@@ -263,11 +300,13 @@ def test_an_inductor_that_the_body_imports_is_left_with_the_switch_that_it_start
 
 
 @pytest.mark.usefixtures("no_inductor")
-def test_an_inductor_without_the_switch_that_the_body_imports_does_not_get_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = types.SimpleNamespace()
+def test_an_inductor_without_the_switch_that_the_body_imports_does_not_get_one(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings()
     with deterministic(0):
         monkeypatch.setitem(sys.modules, INDUCTOR, config)
-    assert vars(config) == {}
+    assert not hasattr(config, "deterministic")
 
 
 def test_the_first_scope_imports_neither_inductor_nor_dynamo() -> None:

@@ -243,6 +243,19 @@ def test_an_interrupt_anywhere_in_a_decorated_function_leaves_the_process_as_it_
     sweep(run_form)
 
 
+def test_an_interrupt_anywhere_in_restoring_a_state_leaves_the_process_as_it_was() -> None:
+    with isolated(7):
+        state = capture()
+    before = process()
+    for at in itertools.count(1):
+        run = Run(at)
+        run.step(state.restore)
+        if not run.place:
+            break
+        assert process() == before, f"after an interrupt at {run.place}"
+    assert at > 50
+
+
 # The bodies of generators and coroutines: one that draws, one that holds an inner scope open where it gives way, and one
 # that draws while it is closed.
 
@@ -454,7 +467,7 @@ def comparable(value: Any) -> Any:
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("method", ["take", "seed"])
 @pytest.mark.parametrize("count", [1, 1000], ids=["once", "for good"])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::scoped_rng.errors.RestoreWarning")
 def test_a_stream_that_cannot_be_read_or_seeded_at_any_moment_leaves_the_process_as_it_was(
     form: Any, method: str, count: int, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -464,8 +477,6 @@ def test_a_stream_that_cannot_be_read_or_seeded_at_any_moment_leaves_the_process
         with monkeypatch.context() as patch:
             fails = Fails(getattr(held, method), call, count)
             patch.setattr(held, method, fails, raising=False)
-            if fails.calls:  # it was looked up by something that calls it
-                pytest.fail("setting the attribute has called the method")
             try:
                 form(deterministic(7), draw)
             except Boom:
@@ -482,7 +493,7 @@ def test_a_stream_that_cannot_be_read_or_seeded_at_any_moment_leaves_the_process
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
 @pytest.mark.parametrize("count", [1, 1000], ids=["once", "for good"])
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("ignore::scoped_rng.errors.RestoreWarning")
 def test_a_stream_that_cannot_be_put_at_any_moment_is_told_of_and_all_others_are_as_they_were(
     form: Any, count: int, stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
