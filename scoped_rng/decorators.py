@@ -117,7 +117,13 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
         async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
             body = fn(*args, **kwargs)
             activation = Activation(scope)
-            step = body.asend(None)
+            # The loop shall close this wrapper alone, which closes the body inside of the scope.
+            hooks = sys.get_asyncgen_hooks()
+            sys.set_asyncgen_hooks(None, None)
+            try:
+                step = body.asend(None)
+            finally:
+                sys.set_asyncgen_hooks(*hooks)
             failed = False
             try:
                 try:

@@ -6,6 +6,7 @@ each device, one that is not has its pending seed. Nothing here initialises a ba
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,8 +18,36 @@ __all__ = ["check_devices", "device_streams"]
 _PENDING_SEED = [0]  # what a backend that is initialised within a scope starts from
 
 
+class ModuleGenerator:
+    """A device's generator by the functions of its module, for backends without ``default_generators`` (MPS, say)."""
+
+    def __init__(self, name: str, module: Any, index: int) -> None:
+        missing = [name for name in ("get_rng_state", "set_rng_state", "manual_seed") if not hasattr(module, name)]
+        if missing:
+            raise RuntimeError(
+                f"the device module of {name!r} lacks {', '.join(missing)}, which a scope needs (and torch's "
+                "fork_rng as well); add them to the module, or leave the devices out: devices=[]"
+            )
+        self._module, self._index = module, index
+
+    def get_state(self) -> Any:
+        return self._module.get_rng_state(self._index)
+
+    def set_state(self, state: Any) -> None:
+        self._module.set_rng_state(state, self._index)
+
+    def manual_seed(self, seed: int) -> None:
+        # MPS has no such context: its one device is always the current one.
+        current = self._module.device(self._index) if hasattr(self._module, "device") else contextlib.nullcontext()
+        with current:
+            self._module.manual_seed(seed)
+
+
 class DeviceStream:
-    """Hold the default generator of one device."""
+    """Hold the default generator of one device.
+
+    A child that is forked inside a scope must not touch the parent's device when it leaves the block: nothing is done.
+    """
 
     kind = "torch"
 
@@ -26,38 +55,21 @@ class DeviceStream:
         self.name = f"{backend.name}:{index}"
         self.subject = (backend.name, index)
         self.device = backend.name
-        self._backend = backend
-        module = backend.module
-        self.take: Callable[[], Any]
-        self._put: Callable[[Any], Any]
-        self.seed: Callable[[int], Any]
-        generators = getattr(module, "default_generators", ())
-        missing = [name for name in ("get_rng_state", "set_rng_state", "manual_seed") if not hasattr(module, name)]
-        if missing and not generators:
-            raise RuntimeError(
-                f"the device module of {backend.name!r} lacks {', '.join(missing)}, which a scope needs (and torch's "
-                "fork_rng as well); add them to the module, or leave the devices out: devices=[]"
-            )
-        if generators:  # direct: no change of the current device, no stack formatting
-            generator = generators[index]
-            self.take, self._put, self.seed = generator.get_state, generator.set_state, generator.manual_seed
-        else:
-            self.take = lambda: module.get_rng_state(index)
-            self._put = lambda state: module.set_rng_state(state, index)
-            self.seed = self._seed_as_current
+        self._in_bad_fork = backend.in_bad_fork
+        # The generators themselves, where there are: no change of the current device, and no stack is formatted.
+        generators = getattr(backend.module, "default_generators", ())
+        self._generator: Any = generators[index] if generators else ModuleGenerator(backend.name, backend.module, index)
+
+    def take(self) -> Any:
+        return None if self._in_bad_fork() else self._generator.get_state()
 
     def put(self, value: Any) -> None:
-        # A child forked inside the scope must not touch the parent's device when it leaves the block.
-        if not self._backend.in_bad_fork():
-            self._put(value)
+        if not self._in_bad_fork():
+            self._generator.set_state(value)
 
-    def _seed_as_current(self, seed: int) -> None:
-        module = self._backend.module
-        if hasattr(module, "device"):
-            with module.device(self.subject[1]):
-                module.manual_seed(seed)
-        else:  # MPS, whose one device is always the current one
-            module.manual_seed(seed)
+    def seed(self, seed: int) -> None:
+        if not self._in_bad_fork():
+            self._generator.manual_seed(seed)
 
 
 class PendingSeeds:
@@ -142,12 +154,11 @@ class Backend:
 
     def run_pending(self, order: Any) -> None:
         """Do what torch would have done if the backend had been initialised outside of the scope."""
-        calls = [call for call in order if call]
-        for call, _ in calls:
-            call()
-        if not calls:
-            for generator in self.module.default_generators:
-                generator.seed()  # as torch does for a device that nobody has seeded
+        for generator in self.module.default_generators:
+            generator.seed()  # as torch does for a device that nobody has seeded
+        for call in order:
+            if call:
+                call[0]()
 
 
 _BUILT_IN = [Backend(name, getattr(torch, name)) for name in ("cuda", "xpu", "mtia") if hasattr(torch, name)]
@@ -229,7 +240,9 @@ def _device_stream(device: torch.device) -> DeviceStream:
             "before the scope, or leave devices= out to cover what is initialised"
         )
     streams = backend.streams()
-    index = backend.module.current_device() if device.index is None else device.index
+    index = device.index
+    if index is None:
+        index = backend.module.current_device() if hasattr(backend.module, "current_device") else 0
     if index >= len(streams):
         raise ValueError(f"the device '{device}' is not there: {device.type} has {len(streams)} device(s)")
     return streams[index]

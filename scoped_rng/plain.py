@@ -55,7 +55,7 @@ def decode(item: Any) -> Any:
     if not fields:
         return {"None": None, "True": True, "False": False}[kind]
     data, wanted = fields[-1], list if kind in ("tuple", "dict") else bytes
-    if type(data) is not wanted:
+    if not issubclass(type(data), wanted):
         raise StateFormatError(f"a value of the type {kind!r} with a {type(data).__name__} in it")
     if kind == "tuple":
         return tuple(decode(inner) for inner in data)

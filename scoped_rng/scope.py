@@ -106,7 +106,7 @@ class Activation(Transaction):
             top = _stack[-1] if _stack else None
             if top is not None and top is not _innermost_here():
                 _refuse_unless_nested(top)
-            self._push(top)
+            self._push()
         self.take(plan)
         self.scope.begin(plan)
 
@@ -114,6 +114,7 @@ class Activation(Transaction):
         """Put everything back and close the activation."""
         if self in _stack:
             if _stack[-1] is not self:
+                self.trouble = self.left_early = True
                 self._hand_over()
             self.put_back()
             self._pop()
@@ -136,10 +137,12 @@ class Activation(Transaction):
         """Take out all that holds since `start` or `resume`, the scopes that the body has opened included."""
         _suspended[id(self)] = self
         for activation in reversed(_stack[_stack.index(self) :]):
-            values = [(held, held.take()) for held, _ in activation.undo]
-            self.inside = (*self.inside, (activation, values))
-            activation.put_back()
-            activation._pop()
+            if activation.thread == self.thread:  # what a thread that the body has started holds stays in force there
+                values = [(held, activation._value_inside(held)) for held, _ in activation.undo]
+                self.inside = (*self.inside, (activation, values))
+                activation._hand_over()
+                activation.put_back()
+                activation._pop()
 
     def resume(self) -> None:
         """Start, or put in again over what is ambient now all that `suspend` has taken out."""
@@ -152,7 +155,7 @@ class Activation(Transaction):
             if top is not None and top.thread != threading.get_ident() and top is not _innermost_here():
                 _refuse_unless_nested(top)
             for activation, _ in reversed(self.inside):
-                activation._push(_stack[-1] if _stack else None)
+                activation._push()
         for activation, values in reversed(self.inside):
             activation.take(held for held, _ in values)
             for held, value in values:
@@ -160,8 +163,8 @@ class Activation(Transaction):
         self.inside = ()
         _suspended.pop(id(self), None)
 
-    def _push(self, top: Activation | None) -> None:
-        self.parent = top
+    def _push(self) -> None:
+        self.parent = _chain.get()
         self.thread = threading.get_ident()
         self.task = _current_task()
         _stack.append(self)
@@ -174,17 +177,25 @@ class Activation(Transaction):
         _stack.remove(self)
 
     def _hand_over(self) -> None:
-        """Left before those opened later: what they found is not ambient, what this one found is."""
-        self.trouble = self.left_early = True
-        above = _stack[_stack.index(self) + 1 :]
+        """Pass on to those opened later, and left later, what was ambient: what they found is not."""
         for entry in list(self.undo):
-            held, value = entry
-            for activation in above:
-                places = [place for place, (other, _) in enumerate(activation.undo) if other.subject is held.subject]
-                if places:
-                    activation.undo[places[0]] = (held, value)
-                    self.undo.remove(entry)
-                    break
+            above = self._above(entry[0])
+            if above is not None:
+                activation, place = above
+                activation.undo[place] = entry
+                self.undo.remove(entry)
+
+    def _value_inside(self, held: Held) -> Any:
+        above = self._above(held)
+        return held.take() if above is None else above[0].undo[above[1]][1]
+
+    def _above(self, held: Held) -> tuple[Activation, int] | None:
+        """Return the first activation opened after this one that holds the same, and where."""
+        for activation in _stack[_stack.index(self) + 1 :]:
+            for place, (other, _) in enumerate(activation.undo):
+                if other.subject is held.subject:
+                    return activation, place
+        return None
 
 
 # The open activations of the process, innermost last; and the innermost of each context, by which an entry knows what

@@ -6,6 +6,7 @@ Importing this imports numpy and torch.
 from __future__ import annotations
 
 import ctypes
+import os
 import random
 import struct
 import sys
@@ -296,6 +297,23 @@ TORCH = TorchGeneratorStream("torch", torch.default_generator)
 _global_streams: list[Held] = [PYTHON, NUMPY, TORCH]
 if hasattr(bit_generator, "randbits"):  # not public; without it fresh entropy stays fresh
     _global_streams.append(ENTROPY)
+
+
+def _before_fork() -> None:
+    # A child has none of the parent's other threads: what one of them held would never be released there.
+    _held_over_fork[:] = [_get_bit_generator().lock, _entropy_lock]
+    for lock in _held_over_fork:
+        lock.acquire()
+
+
+def _after_fork() -> None:
+    for lock in _held_over_fork:
+        lock.release()
+
+
+_held_over_fork: list[Any] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 # What the global functions of NumPy and torch draw from; registry knows Python's.

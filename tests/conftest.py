@@ -23,13 +23,14 @@ hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 def process_as_found() -> Iterator[None]:
     """Check that a test leaves no scope open and no flag changed, and put its streams back."""
     bits, saved, flags = np.random.get_bit_generator(), kit.ambient(), kit.flags()
-    tracker = vars(torch.cuda._lazy_seed_tracker).copy()
+    pending = [(tracker, vars(tracker).copy()) for tracker in kit.trackers()]
     yield
     left_open = list(scope._stack)
     scope._stack.clear()
     scope._suspended.clear()
     np.random.set_bit_generator(bits)
     kit.put_ambient(saved)
-    vars(torch.cuda._lazy_seed_tracker).update(tracker)
+    for tracker, values in pending:
+        vars(tracker).update(values)
     assert not left_open, "the test has left a scope open"
     assert kit.flags() == flags, "the test has left a flag changed"

@@ -43,12 +43,19 @@ def seed_everything(seed: int) -> None:
 
 def reference(seed: int, count: int = 1) -> list[tuple[float, ...]]:
     """Return the first ``count`` draws under ``seed``, without scoped_rng and without moving anything."""
-    saved = ambient()
+    saved, pending = ambient(), [(tracker, vars(tracker).copy()) for tracker in trackers()]
     try:
         seed_everything(seed)
         return [draws() for _ in range(count)]
     finally:
         put_ambient(saved)
+        for tracker, values in pending:
+            vars(tracker).update(values)
+
+
+def trackers() -> list[Any]:
+    """Return where torch keeps the seeds that wait for its backends to be initialised."""
+    return [getattr(torch, name)._lazy_seed_tracker for name in ("cuda", "xpu", "mtia")]
 
 
 def ambient() -> tuple[Any, ...]:
@@ -87,8 +94,8 @@ def flags() -> tuple[Any, ...]:
 
 def everything() -> tuple[Any, ...]:
     """Return what must be the same after a scope as before it."""
-    tracker = torch.cuda._lazy_seed_tracker
-    return continuation(), np.random.get_bit_generator(), torch.initial_seed(), flags(), vars(tracker).copy()
+    pending = [vars(tracker).copy() for tracker in trackers()]
+    return continuation(), np.random.get_bit_generator(), torch.initial_seed(), flags(), pending
 
 
 def _with(scope: Any, body: Callable[[], Any]) -> Any:

@@ -91,6 +91,15 @@ def draw() -> tuple[Any, ...]:
     return kit.draws()
 
 
+def chain(error: BaseException | None) -> list[type[BaseException]]:
+    """Return the types of an error and of its contexts, which must come to an end."""
+    errors = [error]
+    while errors[-1] is not None:
+        assert errors[-1].__context__ not in errors, "the contexts of the error are a cycle"
+        errors.append(errors[-1].__context__)
+    return list(map(type, errors[:-1]))
+
+
 def replayed(also: Any = ()) -> Any:
     """Return a replay of what `isolated` starts from under the seed 7."""
     with isolated(7, also=also):
@@ -346,13 +355,23 @@ def test_a_failed_restore_never_hides_the_error_of_the_body_where_warnings_are_e
         warnings.simplefilter("error")
         with pytest.raises(Boom, match="from the body") as caught:
             form(deterministic(7, also=dice), body)
-    contexts = []
-    error: BaseException | None = caught.value
-    while error is not None:
-        contexts.append(type(error))
-        error = error.__context__
-    assert contexts[:2] == [Boom, OSError]
-    assert RestoreWarning in contexts, "nobody is told of the failed restore"
+    assert chain(caught.value)[:2] == [Boom, OSError]
+    assert RestoreWarning in chain(caught.value), "nobody is told of the failed restore"
+    assert process() == before
+
+
+def test_failed_restores_of_nested_scopes_are_all_told_of_where_warnings_are_errors() -> None:
+    before, dice = process(), [Dice(1), Dice(2)]
+    error = Boom("from the body")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one in dice:
+            with pytest.raises(Boom) as caught, deterministic(7, also=one):
+                one.fail("setstate", ValueError("stuck"))
+                raise error
+            assert caught.value is error
+            assert RestoreWarning in chain(error)
+    assert chain(error).count(RestoreWarning) == 2
     assert process() == before
 
 
@@ -627,12 +646,7 @@ def test_a_scope_left_too_early_with_a_stream_that_cannot_be_put_back_tells_of_b
         warnings.simplefilter("error" if error else "always")
         with pytest.raises((RestoreError, ScopeOrderWarning)) as caught:
             next(outer, None)
-    errors = [warning.message for warning in told]
-    chain: BaseException | None = caught.value
-    while chain is not None:
-        errors.append(chain)
-        chain = chain.__context__
-    assert {RestoreError, ScopeOrderWarning} <= set(map(type, errors))
+    assert {RestoreError, ScopeOrderWarning} <= {*chain(caught.value), *(warning.category for warning in told)}
     next(inner, None)
     assert process() == before
 
@@ -754,7 +768,11 @@ WRONG_SEEDS = [
     (1.0, TypeError, "got float 1.0; give a whole number, such as 0"),
     (True, TypeError, "got bool True; give a whole number, such as 0"),
     (np.float32(1), TypeError, f"got float32 {np.float32(1)!r}; give a whole number, such as 0"),
-    (np.bool_(True), TypeError, f"got {type(np.bool_(True)).__name__} {np.bool_(True)!r}; give a whole number, such as 0"),
+    (
+        np.bool_(True),
+        TypeError,
+        f"got {type(np.bool_(True)).__name__} {np.bool_(True)!r}; give a whole number, such as 0",
+    ),
     (torch.tensor(True), TypeError, "got Tensor tensor(True); give a whole number, such as 0"),
     ([1], TypeError, "got list [1]; give a whole number, such as 0"),
     (-1, ValueError, "got -1; take it modulo 2**64 or derive one: fold_in(0, -1)"),
@@ -827,9 +845,7 @@ def test_none_as_a_seed_is_refused_with_a_word_on_isolated(make: Any) -> None:
 
 @every_maker
 @pytest.mark.parametrize(("also", "error", "told"), WRONG_ALSO, ids=kinds(WRONG_ALSO))
-def test_a_wrong_user_object_is_refused_before_anything_is_touched(
-    make: Any, also: Any, error: Any, told: str
-) -> None:
+def test_a_wrong_user_object_is_refused_before_anything_is_touched(make: Any, also: Any, error: Any, told: str) -> None:
     refused(lambda: make(0, also=also), error, told)
 
 

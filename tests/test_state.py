@@ -1055,6 +1055,8 @@ def test_buffers_and_training_modes_of_another_form_are_refused(
         {"type": "bytes"},
         {"type": "bytes", "bytes": 5},
         {"type": "bytes", "bytes": "five"},
+        {"type": "None", "more": 3},
+        {"type": "tuple", "items": [], "more": 3},
         {"type": "array"},
         {"type": "array", "dtype": "O", "shape": [0], "bytes": torch.zeros(0, dtype=torch.uint8)},
         {"type": "array", "dtype": "U1", "shape": [2], "bytes": torch.zeros(8, dtype=torch.uint8)},

@@ -145,7 +145,7 @@ def test_pythons_memory_is_laid_out_as_the_direct_way_expects() -> None:
     assert streams._python_memory_is_as_known(random.Random(1))
 
 
-@pytest.mark.parametrize("lacks", ["cpython", "gil", "layout"])
+@pytest.mark.parametrize("lacks", ["cpython", "gil", "size", "layout"])
 def test_a_python_whose_memory_cannot_be_copied_gets_the_plain_way(lacks: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = types.SimpleNamespace(**vars(sys))
     monkeypatch.setattr(streams, "sys", seen)
@@ -153,6 +153,9 @@ def test_a_python_whose_memory_cannot_be_copied_gets_the_plain_way(lacks: str, m
         seen.implementation = types.SimpleNamespace(name="pypy")
     elif lacks == "gil":
         seen._is_gil_enabled = lambda: False
+    elif lacks == "size":
+        smaller = types.SimpleNamespace(__base__=types.SimpleNamespace(__basicsize__=object.__basicsize__ + 2499))
+        monkeypatch.setattr(streams, "random", types.SimpleNamespace(**{**vars(random), "Random": smaller}))
     else:
         generator = random.Random(2)
         memory = streams._python_memory(generator)  # of another generator than asked for
@@ -945,6 +948,25 @@ def test_a_buffer_that_the_body_has_added_or_removed_is_not_or_is_there() -> Non
     assert torch.equal(module.held, torch.arange(3.0))
     assert module.none is None
     assert not hasattr(module, "more")
+
+
+def test_a_buffer_that_the_body_makes_persistent_or_not_is_as_it_was_for_a_state_dict() -> None:
+    module = Holder(torch.arange(3.0))
+    module.register_buffer("passing", torch.ones(1), persistent=False)
+    with deterministic(0, also=module):
+        module.register_buffer("passing", torch.ones(1))
+        module.register_buffer("held", torch.ones(1), persistent=False)
+    assert list(module.state_dict()) == ["held"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_the_buffers_of_a_scripted_module_are_put_back() -> None:
+    net = torch.jit.script(torch.nn.BatchNorm1d(2))
+    with deterministic(0, also=net):
+        net(torch.randn(4, 2))
+        net.eval()
+    assert net.running_mean.tolist() == [0, 0]
+    assert net.training
 
 
 def test_a_buffer_that_two_modules_share_is_shared_after_it() -> None:
