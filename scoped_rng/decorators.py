@@ -117,30 +117,24 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
         async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
             body = fn(*args, **kwargs)
             activation = Activation(scope)
-            # The loop shall close this wrapper alone, which closes the body inside of the scope.
-            hooks = sys.get_asyncgen_hooks()
-            sys.set_asyncgen_hooks(None, None)
-            try:
-                step = body.asend(None)
-            finally:
-                sys.set_asyncgen_hooks(*hooks)
-            failed = False
+            step = _first_step(body)
+            failed = True
             try:
                 try:
-                    while True:
-                        try:
-                            value = await _steps(activation, step)
-                        except StopAsyncIteration:
-                            return
-                        try:
-                            step = body.asend((yield value))
-                        except BaseException as error:
-                            step = body.athrow(error)
-                except BaseException:
-                    failed = True
-                    raise
+                    try:
+                        while True:
+                            ended, value = await _step(activation, step)
+                            if ended:
+                                break
+                            try:
+                                step = body.asend((yield value))
+                            except BaseException as error:
+                                step = body.athrow(error)
+                    finally:
+                        _close(activation, _Closing(body))
                 finally:
                     activation.stop()
+                failed = False
             finally:
                 activation.stop()
                 activation.report(sys.exc_info()[1] if failed else None)
@@ -156,16 +150,15 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     def function(*args: Any, **kwargs: Any) -> Any:
         activation = Activation(scope)
-        failed = False
+        failed = True
         try:
             try:
                 activation.start()
-                return fn(*args, **kwargs)
-            except BaseException:
-                failed = True
-                raise
+                result = fn(*args, **kwargs)
             finally:
                 activation.stop()
+            failed = False
+            return result
         finally:
             activation.stop()
             activation.report(sys.exc_info()[1] if failed else None)
@@ -173,19 +166,67 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
+def _first_step(body: Any) -> Any:
+    """Begin an async generator that its loop does not know: it shall close the wrapper, which closes the body."""
+    hooks = sys.get_asyncgen_hooks()
+    sys.set_asyncgen_hooks(None, None)
+    try:
+        return body.asend(None)
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
+
+
+async def _step(activation: Activation, step: Any) -> tuple[bool, Any]:
+    """Do one step of an async generator; return whether it has ended, and what it gives."""
+    try:
+        given = await _steps(activation, step)
+    except StopAsyncIteration:
+        return True, None
+    except BaseException:
+        _close(activation, step)
+        raise
+    activation.suspend()
+    return False, given
+
+
+def _close(activation: Activation, body: Any) -> None:
+    """Close a body that was interrupted between two steps, in its own scope; else it has ended."""
+    try:
+        if activation.inside:
+            activation.resume()
+    finally:
+        body.close()
+
+
+class _Closing:
+    """Close an async generator as far as it goes without waiting for anything."""
+
+    def __init__(self, body: Any) -> None:
+        self._closing = body.aclose()
+
+    def close(self) -> None:
+        try:
+            self._closing.send(None)
+        except StopIteration:
+            return
+        self._closing.close()  # it wants to await something, for which it is too late
+
+
 @types.coroutine
 def _run_through(scope: Scope, body: Any) -> Generator[Any, Any, Any]:
     """Run a generator or coroutine to its end, in force exactly while it runs."""
     activation = Activation(scope)
-    failed = False
+    failed = True
     try:
         try:
-            return (yield from _steps(activation, body))
-        except BaseException:
-            failed = True
-            raise
+            try:
+                result = yield from _steps(activation, body)
+            finally:
+                _close(activation, body)
         finally:
             activation.stop()
+        failed = False
+        return result
     finally:
         activation.stop()
         activation.report(sys.exc_info()[1] if failed else None)
@@ -195,24 +236,22 @@ def _run_through(scope: Scope, body: Any) -> Generator[Any, Any, Any]:
 def _steps(activation: Activation, body: Any) -> Generator[Any, Any, Any]:
     """Run ``body`` step by step, passing on what goes in and out; take the activation out wherever it gives way.
 
+    At the end the activation is in force. Where an error comes out, it is for the caller to close the body.
+
     Args:
-        body: what has ``send``, ``throw`` and ``close``: a generator, a coroutine, or one step of an async generator.
+        body: what has ``send`` and ``throw``: a generator, a coroutine, or one step of an async generator.
     """
     step, value = body.send, None
-    try:
-        while True:
-            activation.resume()
-            try:
-                given = step(value)
-            except StopIteration as stop:
-                activation.suspend()
-                return stop.value
-            finally:
-                value = None  # an error that goes through here must not be kept alive by this frame
-            activation.suspend()
-            try:
-                step, value = body.send, (yield given)
-            except BaseException as error:
-                step, value = body.throw, error
-    finally:
-        body.close()  # where it was interrupted between two steps; else it has ended
+    while True:
+        activation.resume()
+        try:
+            given = step(value)
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            value = None  # an error that goes through here must not be kept alive by this frame
+        activation.suspend()
+        try:
+            step, value = body.send, (yield given)
+        except BaseException as error:
+            step, value = body.throw, error

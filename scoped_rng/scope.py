@@ -73,10 +73,11 @@ def _warn(message: str, category: type[Warning], body_error: BaseException | Non
     try:
         warn(message, category)
     except category as warning:  # warnings are errors here; but the body's own error is not hidden
-        if body_error is None:
+        if body_error is None or isinstance(body_error, GeneratorExit):  # which close() swallows
             raise
         while body_error.__context__ is not None:
             body_error = body_error.__context__
+        warning.__context__ = None  # which is the body's own: a cycle
         body_error.__context__ = warning
 
 
@@ -124,14 +125,16 @@ class Activation(Transaction):
 
     def report(self, body_error: BaseException | None) -> None:
         """Tell of what went wrong while leaving; call it when all is put back."""
-        if self.left_early:
-            _warn(
-                f"{self.scope!r} was left before a scope that was entered after it (a generator that was kept, "
-                "perhaps); the ambient state comes back when the last of them is left",
-                ScopeOrderWarning,
-                body_error,
-            )
-        super().report(body_error)
+        try:
+            if self.left_early:
+                _warn(
+                    f"{self.scope!r} was left before a scope that was entered after it (a generator that was kept, "
+                    "perhaps); the ambient state comes back when the last of them is left",
+                    ScopeOrderWarning,
+                    body_error,
+                )
+        finally:
+            super().report(body_error)
 
     def suspend(self) -> None:
         """Take out all that holds since `start` or `resume`, the scopes that the body has opened included."""
@@ -145,7 +148,10 @@ class Activation(Transaction):
                 activation._pop()
 
     def resume(self) -> None:
-        """Start, or put in again over what is ambient now all that `suspend` has taken out."""
+        """Start, or put in again over what is ambient now all that `suspend` has taken out.
+
+        It also goes on where a call before, or one of `suspend`, was interrupted.
+        """
         if not self.inside:
             self.start()
             return
@@ -155,9 +161,10 @@ class Activation(Transaction):
             if top is not None and top.thread != threading.get_ident() and top is not _innermost_here():
                 _refuse_unless_nested(top)
             for activation, _ in reversed(self.inside):
-                activation._push()
+                if activation not in _stack:
+                    activation._push()
         for activation, values in reversed(self.inside):
-            activation.take(held for held, _ in values)
+            activation.take(held for held, _ in values[len(activation.undo) :])
             for held, value in values:
                 held.put(value)
         self.inside = ()

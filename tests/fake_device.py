@@ -1,4 +1,4 @@
-"""A device module as torch expects one of a backend registered under PrivateUse1; CPU generators stand in for a device's.
+"""A device module as torch expects one of a backend registered under PrivateUse1; CPU generators stand in.
 
 It counts what reaches the device, and refuses what a real one refuses: use in a forked child, and a generator's state
 while a graph is recorded.

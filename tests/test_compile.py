@@ -332,7 +332,7 @@ class TestAFunctionWithABlock:
 
     def test_a_wrong_seed_is_refused_as_ever(self) -> None:
         def fn(x: torch.Tensor) -> torch.Tensor:
-            with deterministic("seven"):  # type: ignore[arg-type]
+            with deterministic("seven"):
                 return x + 1
 
         message = "a seed must be an int in [0, 2**64), got str 'seven'"
@@ -427,7 +427,7 @@ class TestADecoratedFunction:
         def consume(x: torch.Tensor) -> torch.Tensor:
             generator = decorated_generator(x * 3)
             result = next(generator) + next(generator)
-            generator.close()  # type: ignore[attr-defined]
+            generator.close()
             return result * 2
 
         expected = consume(X)

@@ -185,8 +185,8 @@ class TestInitialized:
         register(monkeypatch, Bare())
         ambient = kit.everything()
         message = (
-            f"the device module of '{NAME}' lacks get_rng_state, set_rng_state, which a scope needs (and torch's fork_rng "
-            "as well); add them to the module, or leave the devices out: devices=[]"
+            f"the device module of '{NAME}' lacks get_rng_state, set_rng_state, which a scope needs (and torch's "
+            "fork_rng as well); add them to the module, or leave the devices out: devices=[]"
         )
         with pytest.raises(RuntimeError, match=re.escape(message)), deterministic(3):
             pytest.fail("the body has run")
@@ -272,8 +272,10 @@ class TestChosenDevices:
             (
                 "cuda:0",
                 TypeError,
-                "devices= takes a list of 'cuda:1', torch.device or int, or None for all, got str 'cuda:0'; "
-                "put it in a list",
+                (
+                    "devices= takes a list of 'cuda:1', torch.device or int, or None for all, got str 'cuda:0'; "
+                    "put it in a list"
+                ),
             ),
             (
                 0,
@@ -283,8 +285,10 @@ class TestChosenDevices:
             (
                 torch.device("cuda", 0),
                 TypeError,
-                "devices= takes a list of 'cuda:1', torch.device or int, or None for all, "
-                "got device device(type='cuda', index=0); put it in a list",
+                (
+                    "devices= takes a list of 'cuda:1', torch.device or int, or None for all, "
+                    "got device device(type='cuda', index=0); put it in a list"
+                ),
             ),
             ([True], TypeError, "a device is a str such as 'cuda:1', a torch.device or an int, got bool True"),
             ([None], TypeError, "a device is a str such as 'cuda:1', a torch.device or an int, got NoneType None"),
@@ -345,8 +349,8 @@ class TestChosenDevices:
 class TestRecordingAGraph:
     def message(self) -> str:
         return (
-            f"a scope was opened or a state captured while {NAME} records a graph, when the generators' states cannot be "
-            "read; open the scope round the capture, or leave the devices out: devices=[]"
+            f"a scope was opened or a state captured while {NAME} records a graph, when the generators' states cannot "
+            "be read; open the scope round the capture, or leave the devices out: devices=[]"
         )
 
     @pytest.mark.parametrize("form", kit.FORMS)
@@ -388,9 +392,9 @@ PENDING: dict[str, Callable[[Any], None]] = {
     "none": lambda module: None,
     "all": lambda module: module.manual_seed_all(7),
     "current": lambda module: module.manual_seed(7),
-    "all, then current": lambda module: (module.manual_seed_all(7), module.manual_seed(8)),  # type: ignore[func-returns-value]
-    "current, then all": lambda module: (module.manual_seed(8), module.manual_seed_all(7)),  # type: ignore[func-returns-value]
-    "all twice": lambda module: (module.manual_seed_all(6), module.manual_seed_all(7)),  # type: ignore[func-returns-value]
+    "all, then current": lambda module: (module.manual_seed_all(7), module.manual_seed(8)),
+    "current, then all": lambda module: (module.manual_seed(8), module.manual_seed_all(7)),
+    "all twice": lambda module: (module.manual_seed_all(6), module.manual_seed_all(7)),
 }
 AMBIENT: dict[str, tuple[Any, Any]] = {
     "none": (None, None),
@@ -695,7 +699,7 @@ class TestLazyPrivateUse:
     def test_a_module_without_a_tracker_stays_as_the_body_leaves_it(self, monkeypatch: pytest.MonkeyPatch) -> None:
         device = FakeGeneratorsModule(initialized=False)
         del device._lazy_seed_tracker
-        device.init = lambda: None  # type: ignore[method-assign]
+        device.init = lambda: None
         register(monkeypatch, device)
         with deterministic(3):
             pass
@@ -797,6 +801,19 @@ class TestForkedChild:
         device.forked = False
         assert device.ahead() != expected
 
+    def test_a_module_that_calls_itself_initialised_in_a_child_is_not_touched(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        device = FakeGeneratorsModule()
+        device.is_initialized = lambda: True
+        register(monkeypatch, device)
+        expected = device.ahead()
+        device.forked = True
+        with deterministic(3), isolated():
+            kit.draws()
+        device.forked = False
+        assert device.ahead() == expected
+
 
 class TestStates:
     def test_a_state_holds_every_device_by_name(self, device: Any) -> None:
@@ -846,8 +863,8 @@ class TestStates:
         device = register(monkeypatch, FakeGeneratorsModule(count=1))
         expected, ambient = device.ahead(), kit.everything()
         message = (
-            f"the state holds {NAME}:1, which is not here; initialise the device, register the stream, or give the same "
-            'objects as to capture(also=...), or leave it out with missing="skip"'
+            f"the state holds {NAME}:1, which is not here; initialise the device, register the stream, or give the "
+            'same objects as to capture(also=...), or leave it out with missing="skip"'
         )
         with pytest.raises(StateMismatchError, match=re.escape(message)):
             state.restore() if use == "restore" else replay(state).__enter__()

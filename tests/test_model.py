@@ -6,7 +6,6 @@ every number that would be drawn next.
 
 from __future__ import annotations
 
-import copy
 import functools
 import random
 from collections.abc import Callable, Iterator
@@ -88,7 +87,9 @@ def seeded(name: str, seed: int, before: Any) -> Any:
         return random.Random(seed).getstate()
     if name == "numpy":
         kept = before.installed if before.state["bit_generator"] == "MT19937" else None
-        return Bits(np.random.RandomState(numpy_seed(seed)).get_state(legacy=False), kept)
+        legacy = np.random.RandomState(np.random.MT19937(0))  # RandomState(seed) itself would draw fresh entropy
+        legacy.seed(numpy_seed(seed))
+        return Bits(legacy.get_state(legacy=False), kept)
     if name == "my numpy":
         return numpy_generator_value(np.random.default_rng(seed))
     return torch.Generator().manual_seed(seed).get_state()
@@ -299,12 +300,17 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
                 "torch": torch.get_rng_state(),
                 "entropy": None,  # the operating system's; in a seeded scope the seed, and how often it was drawn from
                 "flags": kit.flags(),
-                "my python": self.mine["my python"].getstate(),
-                "my numpy": numpy_generator_value(self.mine["my numpy"]),
-                "my torch": self.mine["my torch"].get_state(),
+                **self.values_of_mine(),
             }
         )
         self.places: list[Place] = []
+
+    def values_of_mine(self) -> dict[str, Any]:
+        return {
+            "my python": self.mine["my python"].getstate(),
+            "my numpy": numpy_generator_value(self.mine["my numpy"]),
+            "my torch": self.mine["my torch"].get_state(),
+        }
 
     def do(
         self, where: int, in_model: Callable[[], Any], in_process: Callable[[], Any], out_of_order: Any = bool
@@ -483,18 +489,15 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
         now = dict(self.model.now)
         assert kit.flags() == now["flags"]
         assert torch.initial_seed() == torch_generator(now["torch"]).initial_seed()
-        mine = {name: copy.deepcopy(self.mine[name]) for name in MINE[:2]}
-        mine["my torch"] = self.mine["my torch"].clone_state()
+        here, saved = self.values_of_mine(), kit.ambient()
         expected, drawn = {}, {}
-        for kind in KINDS:
-            for name in GLOBAL + MINE:
-                expected[name, kind], now[name] = draw(name, kind, now[name])
-        saved = kit.ambient()
         for kind in KINDS:
             for name in GLOBAL:
                 drawn[name, kind] = kit.draw(name if kind == "uniform" else f"{name} gaussian")
             for name in MINE:
-                drawn[name, kind] = draw_from(mine[name], kind)
+                drawn[name, kind], here[name] = draw(name, kind, here[name])
+            for name in GLOBAL + MINE:
+                expected[name, kind], now[name] = draw(name, kind, now[name])
         kit.put_ambient(saved)
         assert drawn == expected
         assert now["numpy"].installed in (None, np.random.get_bit_generator())

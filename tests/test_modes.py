@@ -430,7 +430,7 @@ def gradients(module: torch.nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
     module.zero_grad()
     x.grad = None
     assert all(gradient is not None for gradient in collected)
-    return collected  # type: ignore[return-value]
+    return collected
 
 
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not reentrant"])

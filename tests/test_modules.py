@@ -18,7 +18,11 @@ from tests import kit
 
 def network() -> nn.Sequential:
     return nn.Sequential(
-        nn.Conv1d(2, 4, 3), nn.BatchNorm1d(4), nn.Dropout(0.25), nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)), nn.Flatten()
+        nn.Conv1d(2, 4, 3),
+        nn.BatchNorm1d(4),
+        nn.Dropout(0.25),
+        nn.Sequential(nn.ReLU(), nn.BatchNorm1d(4)),
+        nn.Flatten(),
     )
 
 
@@ -234,10 +238,10 @@ class TestAutograd:
         loss = model(batch()).square().sum()
         with isolated(also=model):
             loss.backward()
-        expected = bits(model[0].weight.grad)  # type: ignore[index]
+        expected = bits(model[0].weight.grad)
         model.zero_grad()
         model(batch()).square().sum().backward()
-        assert bits(model[0].weight.grad) == expected  # type: ignore[index]
+        assert bits(model[0].weight.grad) == expected
 
     def test_a_backward_through_two_blocks(self, model: nn.Module) -> None:
         model.eval()
@@ -280,38 +284,39 @@ def buffered(**buffers: Any) -> nn.Module:
     return module
 
 
+CHANGES: dict[str, Callable[[nn.Module], Any]] = {
+    "write": lambda module: module.first.fill_(7),
+    "write through data": lambda module: module.first.data.fill_(7),
+    "replace": lambda module: setattr(module, "first", torch.full((2, 3), 7.0)),
+    "replace by another shape": lambda module: setattr(module, "first", torch.zeros(5)),
+    "replace by None": lambda module: setattr(module, "first", None),
+    "replace None": lambda module: setattr(module, "nothing", torch.zeros(2)),
+    "register": lambda module: module.register_buffer("third", torch.zeros(2)),
+    "register, not persistent": lambda module: module.register_buffer("third", torch.zeros(2), persistent=False),
+    "delete": lambda module: delattr(module, "first"),
+    "delete, not persistent": lambda module: delattr(module, "scratch"),
+    "delete and register": lambda module: (
+        delattr(module, "first"),
+        module.register_buffer("first", torch.zeros(1), persistent=False),
+    ),
+    "make persistent": lambda module: module.register_buffer("scratch", torch.zeros(2)),
+    "resize": lambda module: module.first.resize_(4, 4).fill_(7),
+    "shrink": lambda module: module.first.resize_(1).fill_(7),
+    "set": lambda module: module.first.set_(torch.zeros(6)),
+    "other data": lambda module: setattr(module.first, "data", torch.zeros(2, 3)),
+    "data of another dtype": lambda module: setattr(module.first, "data", torch.zeros(2, 3, dtype=torch.float64)),
+    "cast": lambda module: module.double(),
+    "to meta": lambda module: module.to("meta"),
+    "transpose in place": lambda module: module.first.t_(),
+    "load": lambda module: module.load_state_dict({name: value + 1 for name, value in module.state_dict().items()}),
+    "load by assignment": lambda module: module.load_state_dict(
+        {name: value + 1 for name, value in module.state_dict().items()}, assign=True
+    ),
+}
+
+
 class TestWhatTheBodyDoesToBuffers:
     """However the body changes the table of buffers, it is put back, the very same tensors in the same order."""
-
-    CHANGES: dict[str, Callable[[nn.Module], Any]] = {
-        "write": lambda module: module.first.fill_(7),
-        "write through data": lambda module: module.first.data.fill_(7),
-        "replace": lambda module: setattr(module, "first", torch.full((2, 3), 7.0)),
-        "replace by another shape": lambda module: setattr(module, "first", torch.zeros(5)),
-        "replace by None": lambda module: setattr(module, "first", None),
-        "replace None": lambda module: setattr(module, "nothing", torch.zeros(2)),
-        "register": lambda module: module.register_buffer("third", torch.zeros(2)),
-        "register, not persistent": lambda module: module.register_buffer("third", torch.zeros(2), persistent=False),
-        "delete": lambda module: delattr(module, "first"),
-        "delete, not persistent": lambda module: delattr(module, "scratch"),
-        "delete and register": lambda module: (
-            delattr(module, "first"),
-            module.register_buffer("first", torch.zeros(1), persistent=False),
-        ),
-        "make persistent": lambda module: module.register_buffer("scratch", torch.zeros(2)),
-        "resize": lambda module: module.first.resize_(4, 4).fill_(7),
-        "shrink": lambda module: module.first.resize_(1).fill_(7),
-        "set": lambda module: module.first.set_(torch.zeros(6)),
-        "other data": lambda module: setattr(module.first, "data", torch.zeros(2, 3)),
-        "data of another dtype": lambda module: setattr(module.first, "data", torch.zeros(2, 3, dtype=torch.float64)),
-        "cast": lambda module: module.double(),
-        "to meta": lambda module: module.to("meta"),
-        "transpose in place": lambda module: module.first.t_(),
-        "load": lambda module: module.load_state_dict({name: value + 1 for name, value in module.state_dict().items()}),
-        "load by assignment": lambda module: module.load_state_dict(
-            {name: value + 1 for name, value in module.state_dict().items()}, assign=True
-        ),
-    }
 
     @pytest.mark.parametrize("form", ["with", "generator"])
     @pytest.mark.parametrize("change", CHANGES)
@@ -320,7 +325,7 @@ class TestWhatTheBodyDoesToBuffers:
         module.register_buffer("scratch", torch.ones(2), persistent=False)
         expected = held_of(module)
         with torch.no_grad():
-            kit.FORMS[form](isolated(3, also=module), lambda: self.CHANGES[change](module))
+            kit.FORMS[form](isolated(3, also=module), lambda: CHANGES[change](module))
         assert held_of(module) == expected
 
     def test_what_the_body_changes_is_there_again_when_it_goes_on(self) -> None:

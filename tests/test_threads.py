@@ -636,6 +636,8 @@ def test_a_fork_while_another_thread_enters_and_leaves_scopes_leaves_the_child_a
     short_turns: None,
 ) -> None:
     done = threading.Event()
+    with isolated():  # imports what it needs: Python cannot fork safely while another thread imports
+        pass
 
     def body(number: int) -> None:
         while not done.is_set():
