@@ -131,7 +131,7 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
                             except BaseException as error:
                                 step = body.athrow(error)
                     finally:
-                        _close(activation, _Closing(body))
+                        _close(activation, _Closing(body, step))
                 finally:
                     activation.stop()
                 failed = False
@@ -182,9 +182,6 @@ async def _step(activation: Activation, step: Any) -> tuple[bool, Any]:
         given = await _steps(activation, step)
     except StopAsyncIteration:
         return True, None
-    except BaseException:
-        _close(activation, step)
-        raise
     activation.suspend()
     return False, given
 
@@ -201,15 +198,18 @@ def _close(activation: Activation, body: Any) -> None:
 class _Closing:
     """Close an async generator as far as it goes without waiting for anything."""
 
-    def __init__(self, body: Any) -> None:
-        self._closing = body.aclose()
+    def __init__(self, body: Any, step: Any) -> None:
+        self._body, self._step = body, step
 
     def close(self) -> None:
+        # Not close() of a step: before Python 3.13 the generator would not hear of it.
+        closing = self._step if self._body.ag_running else self._body.aclose()
         try:
-            self._closing.send(None)
-        except StopIteration:
-            return
-        self._closing.close()  # it wants to await something, for which it is too late
+            if not self._body.ag_running:
+                closing.send(None)
+            closing.throw(GeneratorExit())  # inside an await, or about to, for which it is too late
+        except (GeneratorExit, StopIteration, StopAsyncIteration):
+            pass
 
 
 @types.coroutine
