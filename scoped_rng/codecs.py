@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
+from .dynamo import skipped
 from .errors import StateFormatError, StateMismatchError
 from .nn import BuffersValue, ModuleTable, without_modes
 from .plain import decode, encode
@@ -232,6 +233,7 @@ CODECS: dict[str, Codec] = {
 }
 
 
+@skipped
 def pack(held: Held) -> Plain | None:
     """Return the value of a stream now as plain data, or None if it has none that can be kept."""
     held = held.held if isinstance(held, Keyed) else held
@@ -240,6 +242,7 @@ def pack(held: Held) -> Plain | None:
     return None if plain is None else {"kind": held.kind, **plain}
 
 
+@skipped
 def value(held: Held, plain: Plain) -> Any:
     """Return what ``held.put()`` takes to have the packed value."""
     held = held.held if isinstance(held, Keyed) else held
@@ -247,6 +250,7 @@ def value(held: Held, plain: Plain) -> Any:
     return CODECS[held.kind].value(held, plain)
 
 
+@skipped
 def to_tensors(plain: Any) -> Any:
     """Return a packed value with its bytes as uint8 tensors, nothing shared with it."""
     if isinstance(plain, dict):
@@ -256,6 +260,7 @@ def to_tensors(plain: Any) -> Any:
     return _tensor(plain) if isinstance(plain, bytes) else plain
 
 
+@skipped
 def from_tensors(streams: Any) -> dict[str, Plain]:
     """Return the packed values of a state dict, every one checked.
 

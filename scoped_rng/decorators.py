@@ -9,7 +9,8 @@ import types
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import Any, SupportsIndex, TypeVar, overload
 
-from .scope import Activation, Scope, deterministic, never_compile
+from .dynamo import never_compile, skipped
+from .scope import Activation, Scope, deterministic
 
 __all__ = ["decorate", "fixed_seed"]
 
@@ -60,6 +61,7 @@ def fixed_seed(seed: Any = 0, *, strict: bool = False, also: Any = (), devices: 
     return deterministic(seed, strict=strict, also=also, devices=devices)
 
 
+@skipped
 def decorate(scope: Scope, fn: Any) -> Any:
     """Return ``fn`` with ``scope`` in force while its body runs; a class is changed in place.
 
@@ -126,10 +128,11 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
                             ended, value = await _step(activation, step)
                             if ended:
                                 break
-                            try:
+                            with _Thrown() as thrown:
                                 step = body.asend((yield value))
-                            except BaseException as error:
-                                step = body.athrow(error)
+                            if thrown.error is not None:
+                                step = body.athrow(thrown.error)
+                            del thrown
                     finally:
                         _close(activation, _Closing(body, step))
                 finally:
@@ -174,6 +177,23 @@ def _first_step(body: Any) -> Any:
         return body.asend(None)
     finally:
         sys.set_asyncgen_hooks(*hooks)
+
+
+class _Thrown:
+    """Catch what is thrown in at a yield.
+
+    As a ``try`` would; but that is a line of its own, which CPython leaves out of the blocks round it, and a tracer can
+    raise there.
+    """
+
+    error: BaseException | None = None
+
+    def __enter__(self) -> _Thrown:
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        self.error = error
+        return True
 
 
 async def _step(activation: Activation, step: Any) -> tuple[bool, Any]:

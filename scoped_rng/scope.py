@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
+from . import dynamo
+from .dynamo import never_compile, skipped
 from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning, warn
 from .seeds import check_bool, check_seed
 from .state import Missing, RngState, check_missing, streams
@@ -307,8 +309,8 @@ class Scope:
         state: RngState | None = None,
         missing: Missing = "error",
     ) -> None:
-        if not _frames_are_skipped and "torch" in sys.modules:
-            _skip_frames()
+        if dynamo.waiting and "torch" in sys.modules:
+            dynamo.skip_frames()
         self._name = name
         self._seed = seed
         self._also: tuple[Held, ...] = () if also == () else streams().adapt_all(also)
@@ -385,40 +387,17 @@ class Scope:
         return decorated
 
 
-def never_compile(fn: F) -> F:
-    """Keep torch.compile from tracing ``fn``: a function that calls it runs eagerly, whole.
-
-    ``torch.compiler.disable`` would do the same, but imports dynamo and inductor (a second); it sets these attributes.
-    """
-    fn._torchdynamo_disable = True  # type: ignore[attr-defined]
-    fn._torchdynamo_disable_msg = DYNAMO_MESSAGE  # type: ignore[attr-defined]
-    return fn
-
-
-DYNAMO_MESSAGE = (
-    "scoped_rng: a scope saves and restores generators, which a compiled graph cannot hold. Move it outside: open the "
-    "scope round the call of the compiled function"
-)
-_frames_are_skipped = False
-
-
-@never_compile
-def _skip_frames() -> None:
-    """Keep torch.compile from tracing what runs inside the functions of this module when their caller runs eagerly."""
-    global _frames_are_skipped
-    dynamo: Any = getattr(sys.modules["torch"]._C, "_dynamo", None)
-    _frames_are_skipped = True
-    if hasattr(getattr(dynamo, "eval_frame", None), "set_code_exec_strategy"):
-        skip = dynamo.eval_frame._FrameAction.SKIP
-        for fn in (deterministic, isolated, replay, Scope.__enter__, Scope.__exit__):
-            code = fn.__code__
-            dynamo.eval_frame.set_code_exec_strategy(code, dynamo.eval_frame._FrameExecStrategy(skip, skip))
-
+DYNAMO_MESSAGE = dynamo.MESSAGE
 
 never_compile(Scope.__enter__)
 never_compile(Scope.__exit__)
+never_compile(Scope.__call__)
+# A generator's frame is never compiled, but does not keep dynamo from what it calls.
+for _method in ("__init__", "start", "stop", "suspend", "resume", "report"):
+    skipped(getattr(Activation, _method))
 
 
+@skipped
 def deterministic(
     seed: SupportsIndex, *, strict: bool = False, also: Any = (), devices: Sequence[Any] | None = None
 ) -> Scope:
@@ -455,6 +434,7 @@ def deterministic(
     return Scope("deterministic", check_seed(seed), also, devices, check_bool("strict", strict))
 
 
+@skipped
 def isolated(seed: SupportsIndex | None = None, *, also: Any = (), devices: Sequence[Any] | None = None) -> Scope:
     """Keep whatever a block draws from moving the streams outside; leave the determinism flags alone.
 
@@ -473,6 +453,7 @@ def isolated(seed: SupportsIndex | None = None, *, also: Any = (), devices: Sequ
     return Scope("isolated", None if seed is None else check_seed(seed), also, devices)
 
 
+@skipped
 def replay(state: RngState, *, also: Any = (), missing: Missing = "error") -> Scope:
     """Put every stream to a captured state for a block, and back after it.
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Mapping
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
+from .dynamo import never_compile
 from .errors import StateFormatError, StateMismatchError
 
 if TYPE_CHECKING:
@@ -18,12 +18,16 @@ Missing = Literal["error", "skip"]
 FORMAT, VERSION = "scoped_rng.RngState", 1
 
 
-@functools.cache
+@never_compile
 def streams() -> Any:
     # numpy and torch are imported by the first use, not by importing the package.
-    from . import streams
+    global _streams
+    if _streams is None:
+        from . import streams as _streams
+    return _streams
 
-    return streams
+
+_streams: Any = None
 
 
 class RngState:
@@ -72,6 +76,7 @@ class RngState:
         names = dict.fromkeys((*self._packed, *other._packed))
         return [name for name in names if self._canonical.get(name) != other._canonical.get(name)]
 
+    @never_compile
     def restore(self, *, also: Any = (), missing: Missing = "error") -> None:
         """Put every stream to its value in this state: all of them, or none and an error.
 
@@ -133,6 +138,7 @@ class RngState:
 
         return [(here[name], codecs.value(here[name], plain)) for name, plain in self._packed.items() if name in here]
 
+    @never_compile
     def state_dict(self) -> dict[str, Any]:
         """Return the state as a dict that goes into any checkpoint.
 
@@ -143,6 +149,7 @@ class RngState:
         return {"format": FORMAT, "version": VERSION, "streams": codecs.to_tensors(self._packed)}
 
     @classmethod
+    @never_compile
     def from_state_dict(cls, state_dict: Mapping[str, Any]) -> RngState:
         """Read back what `state_dict` gave.
 
@@ -166,6 +173,7 @@ class RngState:
         return cls(codecs.from_tensors(state_dict.get("streams")))
 
 
+@never_compile
 def capture(*, also: Any = (), devices: Any = None) -> RngState:
     """Return the value of every stream now, changing nothing.
 

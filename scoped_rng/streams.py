@@ -20,6 +20,7 @@ import torch
 
 from . import nn
 from .devices import check_devices, device_streams
+from .dynamo import skipped
 from .flags import STRICT, WARN
 from .registry import REGISTERED, Direct, Held, Keyed, is_global, is_stream
 from .seeds import fold_in
@@ -320,12 +321,14 @@ if hasattr(os, "register_at_fork"):
 _GLOBAL_OBJECTS = (getattr(np.random.mtrand, "_rand", None), torch.default_generator)
 
 
+@skipped
 def ambient_streams(devices: Any = None) -> list[Held]:
     """Return the streams that every scope covers, and those of the devices asked for."""
     streams = _global_streams + device_streams(devices)
     return [*streams, *REGISTERED.values()] if REGISTERED else streams
 
 
+@skipped
 def adapt_all(also: Any) -> tuple[Held, ...]:
     """Return what a scope needs to hold the user's objects ``also``: one object, or a list or tuple of them."""
     if not isinstance(also, (list, tuple)):

@@ -1096,7 +1096,7 @@ def test_what_the_caller_sets_between_two_steps_is_there_after_the_next(form: st
     body = Drawing(form, fixed_seed(7))
     body.step()
     kit.seed_everything(5)
-    torch.backends.cudnn.benchmark = True
+    torch._C._set_cudnn_benchmark(True)
     bits = np.random.get_bit_generator()
     np.random.set_bit_generator(np.random.PCG64(3))
     try:
@@ -1106,7 +1106,7 @@ def test_what_the_caller_sets_between_two_steps_is_there_after_the_next(form: st
         body.close()
         assert process() == before
     finally:
-        torch.backends.cudnn.benchmark = False
+        torch._C._set_cudnn_benchmark(False)
         np.random.set_bit_generator(bits)
 
 
@@ -1574,8 +1574,9 @@ def raising(form: str, make: Any, when: str) -> tuple[Any, Any]:
         elif form == "async generator":
             made = async_generator()
             suppressed(made.asend(None).send, None)
-            act = made.athrow(thrown()) if when == "thrown" else made.asend(None)
-            act.send(None)
+            if when == "thrown":
+                made.athrow(thrown()).send(None)
+            made.asend(None).send(None)
         else:
             made = generator() if form == "generator" else coroutine()
             made.send(None)
@@ -1623,6 +1624,10 @@ def test_what_went_in_and_out_is_not_kept_while_the_body_waits(form: str, make: 
         references.append(weakref.ref(marker))
         return marker
 
+    @types.coroutine
+    def give() -> Any:
+        return (yield mark())
+
     @make
     def generator() -> Any:
         while True:
@@ -1633,7 +1638,7 @@ def test_what_went_in_and_out_is_not_kept_while_the_body_waits(form: str, make: 
     @make
     async def coroutine() -> Any:
         while True:
-            taken = await pause(mark())
+            taken = await give()
             references.append(weakref.ref(taken))
             del taken
 

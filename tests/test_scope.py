@@ -994,10 +994,10 @@ def test_an_isolated_scope_leaves_the_flags_alone(form: Any, seed: Any) -> None:
 def test_an_isolated_scope_leaves_flags_that_the_body_sets(form: Any) -> None:
     before = torch.backends.cudnn.deterministic
     try:
-        form(isolated(7), lambda: setattr(torch.backends.cudnn, "deterministic", not before))
+        form(isolated(7), lambda: torch._C._set_cudnn_deterministic(not before))
         assert torch.backends.cudnn.deterministic is not before
     finally:
-        torch.backends.cudnn.deterministic = before
+        torch._C._set_cudnn_deterministic(before)
 
 
 @every_form
@@ -1012,8 +1012,8 @@ def test_a_deterministic_scope_sets_the_flags_and_puts_back_those_that_the_body_
 
     def body() -> tuple[Any, ...]:
         inside = kit.flags()
-        torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.deterministic = False
+        torch._C._set_cudnn_benchmark(True)
+        torch._C._set_cudnn_deterministic(False)
         torch.utils.deterministic.fill_uninitialized_memory = not torch.utils.deterministic.fill_uninitialized_memory
         return inside
 
