@@ -11,7 +11,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -27,19 +27,6 @@ __all__ = ["from_tensors", "pack", "to_tensors", "value"]
 
 Plain = dict[str, Any]
 _BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
-
-
-class Codec(Protocol):
-    """The plain form of one kind of stream."""
-
-    def pack(self, held: Any, taken: Any) -> Plain | None:
-        """Return what ``held.take()`` gave as plain data, or None if there is nothing to keep."""
-
-    def check(self, plain: Plain) -> None:
-        """Raise unless ``plain`` could have come from `pack`."""
-
-    def value(self, held: Any, plain: Plain) -> Any:
-        """Return what ``held.put()`` takes, or raise `StateMismatchError`."""
 
 
 class PythonCodec:
@@ -222,7 +209,9 @@ class ObjectCodec:
         return decode(plain["state"])
 
 
-CODECS: dict[str, Codec] = {
+# Each has `pack(held, taken)`, which gives plain data or None; `check(plain)`, which raises unless it could have come
+# from there; `value(held, plain)`, which gives what `put` takes.
+CODECS: dict[str, Any] = {
     "python": PythonCodec(),
     "numpy": NumPyCodec(),
     "numpy.generator": GeneratorCodec(),

@@ -9,8 +9,9 @@ import types
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from typing import Any, SupportsIndex, TypeVar, overload
 
+from .activation import Activation
 from .dynamo import never_compile, skipped
-from .scope import Activation, Scope, deterministic
+from .scope import Scope, deterministic
 
 __all__ = ["decorate", "fixed_seed"]
 

@@ -58,16 +58,18 @@ class ModuleBuffers:
     def take(self) -> BuffersValue:
         tables = [ModuleTable.of(module) for module in self.subject.modules()]
         buffers = {id(buffer): buffer for table in tables for buffer in table.buffers.values() if buffer is not None}
-        with without_modes(), torch.no_grad():
+        with without_modes():
             return BuffersValue(tables, [(buffer, buffer.detach().clone()) for buffer in buffers.values()])
 
     def put(self, value: BuffersValue) -> None:
         for table in value.tables:
             table.put()
         for buffer, copy in value.copies:
-            # torch refuses to write to an inference tensor outside of inference mode, but not the other way round.
-            with without_modes(), torch.inference_mode(buffer.is_inference()), torch.no_grad():
-                _put_buffer(buffer, copy)
+            with without_modes():
+                if buffer.is_inference():  # which torch refuses to write to outside of inference mode
+                    torch.inference_mode()(_put_buffer)(buffer, copy)
+                else:
+                    _put_buffer(buffer, copy)
 
     def seed(self, seed: int) -> None:
         """Do nothing: buffers are not random."""

@@ -1,296 +1,24 @@
-"""Scopes: ``deterministic``, ``isolated`` and ``replay``, and the transaction under all of them.
-
-A scope is a recipe; making one changes nothing. Entering it makes an activation, which takes the value of everything
-that the scope covers, seeds it, and puts it back when the scope is left. Streams are process-wide, so the open
-activations of the process are one stack.
-"""
+"""Scopes: the recipes `deterministic`, `isolated` and `replay`. Making one changes nothing; entering it does."""
 
 from __future__ import annotations
 
-import contextvars
-import os
 import sys
-import threading
-import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
 
 from . import dynamo
+from .activation import Activation, find
 from .dynamo import never_compile, skipped
-from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning, warn
 from .seeds import check_bool, check_seed
 from .state import Missing, RngState, check_missing, streams
 
 if TYPE_CHECKING:
     from .registry import Held
 
-__all__ = ["Activation", "Scope", "Transaction", "deterministic", "isolated", "replay"]
+__all__ = ["Scope", "deterministic", "isolated", "replay"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
-
-
-class Transaction:
-    """Take the value of streams, and put all of them back whatever happens."""
-
-    trouble = False
-    failures: tuple[tuple[str, BaseException], ...] = ()
-    interrupted: Held | None = None
-
-    def __init__(self) -> None:
-        self.undo: list[tuple[Held, Any]] = []
-
-    def take(self, plan: Iterable[Held]) -> None:
-        """Note the value of each of ``plan``."""
-        undo = self.undo
-        for held in plan:
-            undo.append((held, held.take()))
-
-    def put_back(self) -> None:
-        """Put back everything that was taken, last first; where it was interrupted, a second call goes on."""
-        undo = self.undo
-        while undo:
-            held, value = undo[-1]
-            try:
-                held.put(value)
-            except BaseException as error:
-                if not isinstance(error, Exception) and self.interrupted is not held:
-                    self.interrupted = held  # not its fault, so the second call tries it again, but no third one
-                    raise
-                self.trouble = True
-                self.failures += ((held.name, error),)
-            undo.pop()
-
-    def report(self, body_error: BaseException | None) -> None:
-        """Raise the first failure with the others in its message, or warn of them where the body has raised."""
-        if self.failures:
-            told = "; ".join(f"{name}: {type(error).__name__}: {error}" for name, error in self.failures)
-            message = f"could not be put back when the scope was left: {told}; everything else was"
-            if body_error is None:
-                raise RestoreError(message) from self.failures[0][1]
-            _warn(message, RestoreWarning, body_error)
-
-
-def _warn(message: str, category: type[Warning], body_error: BaseException | None) -> None:
-    try:
-        warn(message, category)
-    except category as warning:  # warnings are errors here; but the body's own error is not hidden
-        if body_error is None or isinstance(body_error, GeneratorExit):  # which close() swallows
-            raise
-        while body_error.__context__ is not None:
-            body_error = body_error.__context__
-        warning.__context__ = None  # which is the body's own: a cycle
-        body_error.__context__ = warning
-
-
-class Activation(Transaction):
-    """One entry of a scope.
-
-    `start` and `stop` are under every form; `suspend` and `resume` take an activation out and in again where a
-    coroutine or generator gives way. `stop` may be called any number of times: it goes on where a call before was
-    interrupted.
-    """
-
-    left_early = False
-    parent: Activation | None = None
-    thread = 0
-    task: weakref.ref[Any] | None = None
-    # While suspended: this activation and those that its body has opened, last opened first, with their values.
-    inside: Sequence[tuple[Activation, list[tuple[Held, Any]]]] = ()
-
-    def __init__(self, scope: Scope) -> None:
-        self.scope = scope
-        self.undo = []
-
-    def start(self) -> None:
-        """Enter the scope: check, take everything, seed everything."""
-        plan = self.scope.plan()
-        with _lock:
-            top = _stack[-1] if _stack else None
-            if top is not None and top is not _innermost_here():
-                _refuse_unless_nested(top)
-            self._push()
-        self.take(plan)
-        self.scope.begin(plan)
-
-    def stop(self) -> None:
-        """Put everything back and close the activation."""
-        if self in _stack:
-            if _stack[-1] is not self:
-                self.trouble = self.left_early = True
-                self._hand_over()
-            self.put_back()
-            self._pop()
-        if self.inside:
-            self.inside = ()
-            _suspended.pop(id(self), None)
-
-    def report(self, body_error: BaseException | None) -> None:
-        """Tell of what went wrong while leaving; call it when all is put back."""
-        try:
-            if self.left_early:
-                _warn(
-                    f"{self.scope!r} was left before a scope that was entered after it (a generator that was kept, "
-                    "perhaps); the ambient state comes back when the last of them is left",
-                    ScopeOrderWarning,
-                    body_error,
-                )
-        finally:
-            super().report(body_error)
-
-    def suspend(self) -> None:
-        """Take out all that holds since `start` or `resume`, the scopes that the body has opened included."""
-        _suspended[id(self)] = self
-        for activation in reversed(_stack[_stack.index(self) :]):
-            if activation.thread == self.thread:  # what a thread that the body has started holds stays in force there
-                values = [(held, activation._value_inside(held)) for held, _ in activation.undo]
-                self.inside = (*self.inside, (activation, values))
-                activation._hand_over()
-                activation.put_back()
-                activation._pop()
-
-    def resume(self) -> None:
-        """Start, or put in again over what is ambient now all that `suspend` has taken out.
-
-        It also goes on where a call before, or one of `suspend`, was interrupted.
-        """
-        if not self.inside:
-            self.start()
-            return
-        with _lock:
-            top = _stack[-1] if _stack else None
-            # A step runs to its next suspension in one go, so within a thread it is nested in whatever is open.
-            if top is not None and top.thread != threading.get_ident() and top is not _innermost_here():
-                _refuse_unless_nested(top)
-            for activation, _ in reversed(self.inside):
-                if activation not in _stack:
-                    activation._push()
-        for activation, values in reversed(self.inside):
-            activation.take(held for held, _ in values[len(activation.undo) :])
-            for held, value in values:
-                held.put(value)
-        self.inside = ()
-        _suspended.pop(id(self), None)
-
-    def _push(self) -> None:
-        self.parent = _chain.get()
-        self.thread = threading.get_ident()
-        self.task = _current_task()
-        _stack.append(self)
-        _chain.set(self)
-
-    def _pop(self) -> None:
-        # A fixture is left in another context than it was entered in; there the chain is not ours to change.
-        if _chain.get() is self:
-            _chain.set(self.parent)
-        _stack.remove(self)
-
-    def _hand_over(self) -> None:
-        """Pass on to those opened later, and left later, what was ambient: what they found is not."""
-        for entry in list(self.undo):
-            above = self._above(entry[0])
-            if above is not None:
-                activation, place = above
-                activation.undo[place] = entry
-                self.undo.remove(entry)
-
-    def _value_inside(self, held: Held) -> Any:
-        above = self._above(held)
-        return held.take() if above is None else above[0].undo[above[1]][1]
-
-    def _above(self, held: Held) -> tuple[Activation, int] | None:
-        """Return the first activation opened after this one that holds the same, and where."""
-        for activation in _stack[_stack.index(self) + 1 :]:
-            for place, (other, _) in enumerate(activation.undo):
-                if other.subject is held.subject:
-                    return activation, place
-        return None
-
-
-# The open activations of the process, innermost last; and the innermost of each context, by which an entry knows what
-# it is nested in: a context is inherited by child tasks, by asyncio.run and by to_thread.
-_stack: list[Activation] = []
-_chain: contextvars.ContextVar[Activation | None] = contextvars.ContextVar("scoped_rng", default=None)
-_suspended: dict[int, Activation] = {}
-# Reentrant, since the garbage collector may close a generator that holds a scope at any line.
-_lock = threading.RLock()
-
-
-def _innermost_here() -> Activation | None:
-    """Return the innermost activation of this context that is still open."""
-    activation = _chain.get()
-    while activation is not None and activation not in _stack:
-        activation = activation.parent
-    return activation
-
-
-def _current_task() -> weakref.ref[Any] | None:
-    # Without a running loop the public current_task raises, which would cost more than all the rest of this module.
-    asyncio: Any = sys.modules.get("asyncio")
-    if asyncio is None or asyncio._get_running_loop() is None:
-        return None
-    task = asyncio.current_task()
-    return None if task is None else weakref.ref(task)
-
-
-def _refuse_unless_nested(top: Activation) -> None:
-    """Raise unless an entry here is nested in ``top``, which is open and not of this context."""
-    if top.task is None:
-        # Opened by synchronous code. In its own thread that is below us on the stack, or has ended.
-        if top.thread == threading.get_ident():
-            return
-        opener = "a thread"
-    else:
-        task = top.task()
-        if task is None or task.done() or not task.get_loop().is_running():
-            return  # an async fixture, whose task ends before the test's begins
-        opener = f"the task {task.get_name()!r}"
-    if _in_backward_thread():
-        return
-    raise ConcurrentScopeError(
-        f"{top.scope!r} is open in {opener} while another scope is being entered, and neither is nested in the other; "
-        "the random streams belong to the process, so both would be wrong. Open one after the other (put a lock round "
-        "the blocks), decorate coroutines and generators instead of using `with` across an await or a yield, or use "
-        "processes"
-    )
-
-
-def _in_backward_thread() -> bool:
-    # autograd runs backward on a thread of its own for each accelerator, which knows no context, while the thread that
-    # called backward() waits. There is no public way to ask.
-    graph_task: Callable[[], int] | None = getattr(sys.modules["torch"]._C, "_current_graph_task_id", None)
-    return (
-        graph_task is not None and graph_task() != -1 and isinstance(threading.current_thread(), threading._DummyThread)
-    )
-
-
-def _after_fork_in_child() -> None:
-    """Forget the scopes of threads that the child does not have."""
-    global _lock
-    _lock = threading.RLock()
-    here = []
-    activation = _chain.get()
-    while activation is not None:
-        here.append(activation)
-        activation = activation.parent
-    _stack[:] = [activation for activation in _stack if activation in here]
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-def _find(scope: Scope) -> Activation | None:
-    """Return the activation that leaving ``scope`` ends: the innermost one that is open, or else one taken out."""
-    for activation in reversed(_stack):
-        if activation.scope is scope:
-            return activation
-    for base in _suspended.values():
-        for activation, _ in base.inside:
-            if activation.scope is scope:
-                base.inside = tuple(entry for entry in base.inside if entry[0] is not activation)
-                return activation
-    return None
 
 
 class Scope:
@@ -366,11 +94,11 @@ class Scope:
         # which activation is left, so that after an interrupt at any line below the second try goes on with the same
         # one.
         try:
-            leaving = _find(self)
+            leaving = find(self)
             if leaving is not None:
                 leaving.stop()
         except BaseException as interrupt:
-            leaving = leaving if isinstance(leaving, Activation) else _find(self)
+            leaving = leaving if isinstance(leaving, Activation) else find(self)
             if leaving is not None:
                 leaving.stop()
                 leaving.report(interrupt)
@@ -387,14 +115,9 @@ class Scope:
         return decorated
 
 
-DYNAMO_MESSAGE = dynamo.MESSAGE
-
 never_compile(Scope.__enter__)
 never_compile(Scope.__exit__)
 never_compile(Scope.__call__)
-# A generator's frame is never compiled, but does not keep dynamo from what it calls.
-for _method in ("__init__", "start", "stop", "suspend", "resume", "report"):
-    skipped(getattr(Activation, _method))
 
 
 @skipped

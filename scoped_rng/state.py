@@ -96,7 +96,7 @@ class RngState:
         >>> random.random() == first
         True
         """
-        from .scope import Transaction  # which is above this module
+        from .activation import Transaction  # which is above this module
 
         here = streams()
         ambient = [held for held in here.ambient_streams() if held is not here.ENTROPY or held.is_seeded()]

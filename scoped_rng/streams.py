@@ -1,4 +1,4 @@
-"""One class per kind of stream, the registry, and the adapter for user objects.
+"""One class per kind of global stream, and all that every scope covers.
 
 Importing this imports numpy and torch.
 """
@@ -18,11 +18,11 @@ import numpy as np
 import numpy.random.bit_generator as bit_generator
 import torch
 
-from . import nn
 from .devices import check_devices, device_streams
 from .dynamo import skipped
 from .flags import STRICT, WARN
-from .registry import REGISTERED, Direct, Held, Keyed, is_global, is_stream
+from .objects import TorchGeneratorStream, adapt_all
+from .registry import REGISTERED, Held
 from .seeds import fold_in
 
 __all__ = [
@@ -283,14 +283,6 @@ class EntropyStream:
         _bit_generator.randbits = EntropySource(seed)
 
 
-class TorchGeneratorStream(Direct):
-    """Hold a ``torch.Generator`` of any device."""
-
-    def __init__(self, name: str, subject: torch.Generator) -> None:
-        super().__init__(name, "torch", subject, subject.get_state, subject.set_state, subject.manual_seed)
-        self.device = subject.device.type
-
-
 PYTHON = PythonStream()
 NUMPY = NumPyStream()
 ENTROPY = EntropyStream()
@@ -317,102 +309,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
-# What the global functions of NumPy and torch draw from; registry knows Python's.
-_GLOBAL_OBJECTS = (getattr(np.random.mtrand, "_rand", None), torch.default_generator)
-
-
 @skipped
 def ambient_streams(devices: Any = None) -> list[Held]:
     """Return the streams that every scope covers, and those of the devices asked for."""
     streams = _global_streams + device_streams(devices)
     return [*streams, *REGISTERED.values()] if REGISTERED else streams
-
-
-@skipped
-def adapt_all(also: Any) -> tuple[Held, ...]:
-    """Return what a scope needs to hold the user's objects ``also``: one object, or a list or tuple of them."""
-    if not isinstance(also, (list, tuple)):
-        also = (also,)
-    return tuple(adapt(subject, position) for position, subject in enumerate(also))
-
-
-def adapt(subject: Any, position: int) -> Held:
-    """Return what a scope needs to hold ``subject``, seeded by ``fold_in(seed, "also", position)``.
-
-    Raises:
-        TypeError: it is none of the kinds that a scope can hold.
-        ValueError: it is one of the global streams.
-    """
-    name = f"also[{position}]"
-    if is_global(subject) or any(subject is known for known in _GLOBAL_OBJECTS):
-        raise ValueError(f"{name} is {subject!r}, a global stream, which every scope covers; leave it out of also=")
-    held: Held
-    if isinstance(subject, torch.nn.Module):
-        return nn.ModuleBuffers(name, subject)
-    if isinstance(subject, torch.Generator):
-        held = TorchGeneratorStream(name, subject)
-    elif isinstance(subject, np.random.Generator):
-        held = GeneratorStream(name, subject)
-    elif isinstance(subject, np.random.RandomState):
-        held = RandomStateStream(name, subject)
-    elif not is_stream(subject):
-        raise TypeError(
-            f"{name} is {type(subject).__name__} {subject!r}; also= takes random.Random, numpy.random.Generator, "
-            "numpy.random.RandomState, torch.Generator, torch.nn.Module, or an object with the methods seed(int), "
-            "getstate() and setstate(state); one of them, or a list or tuple"
-        )
-    else:
-        kind = "python" if getattr(type(subject), "getstate", None) is random.Random.getstate else "object"
-        held = Direct(name, kind, subject, subject.getstate, subject.setstate, subject.seed)
-    return Keyed(held, "also", position)
-
-
-class GeneratorStream:
-    """Hold a NumPy ``Generator``: its bit generator's state and how many children it has spawned."""
-
-    kind = "numpy.generator"
-
-    def __init__(self, name: str, subject: np.random.Generator) -> None:
-        self.name, self.subject = name, subject
-        self._bits: Any = subject.bit_generator
-        sequence = self._bits.seed_seq
-        self._sequence: Any = sequence if isinstance(sequence, np.random.SeedSequence) else None
-
-    def take(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        return self._bits.state, {} if self._sequence is None else dict(self._sequence.state)
-
-    def put(self, value: tuple[dict[str, Any], dict[str, Any]]) -> None:
-        self._bits.state, spawning = value
-        if self._sequence is not None and spawning:
-            self._sequence.__init__(**spawning)  # its counter cannot be set in another way
-
-    def seed(self, seed: int) -> None:
-        sequence = np.random.SeedSequence(seed)
-        self.put((type(self._bits)(sequence).state, dict(sequence.state)))
-
-    def bit_generator_name(self) -> str:
-        return str(self._bits.state["bit_generator"])
-
-
-class RandomStateStream:
-    """Hold a NumPy ``RandomState`` over any of NumPy's bit generators."""
-
-    kind = "numpy"
-
-    def __init__(self, name: str, subject: np.random.RandomState) -> None:
-        self.name, self.subject = name, subject
-
-    def take(self) -> dict[str, Any]:
-        return self.subject.get_state(legacy=False)
-
-    def put(self, value: dict[str, Any]) -> None:
-        self.subject.set_state(value)
-
-    def seed(self, seed: int) -> None:
-        # Not public, and seed() takes no bit generator but MT19937.
-        bits: Any = getattr(self.subject, "_bit_generator", None)
-        kind = getattr(np.random, self.bit_generator_name()) if bits is None else type(bits)
-        self.put({**kind(seed).state, "has_gauss": 0, "gauss": 0.0})
-
-    def bit_generator_name(self) -> str:
-        return str(self.take()["bit_generator"])

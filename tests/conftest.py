@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoped_rng import scope
+from scoped_rng import activation
 from tests import kit
 
 torch.set_num_threads(1)
@@ -25,9 +25,9 @@ def process_as_found() -> Iterator[None]:
     bits, saved, flags = np.random.get_bit_generator(), kit.ambient(), kit.flags()
     pending = [(tracker, vars(tracker).copy()) for tracker in kit.trackers()]
     yield
-    left_open = list(scope._stack)
-    scope._stack.clear()
-    scope._suspended.clear()
+    left_open = list(activation._stack)
+    activation._stack.clear()
+    activation._suspended.clear()
     np.random.set_bit_generator(bits)
     kit.put_ambient(saved)
     for tracker, values in pending:

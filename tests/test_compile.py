@@ -18,7 +18,7 @@ import torch._dynamo
 import torch._dynamo.testing
 from torch.nn.functional import dropout
 
-from scoped_rng import RngState, capture, deterministic, fixed_seed, fold_in, isolated, replay, scope
+from scoped_rng import RngState, capture, deterministic, dynamo, fixed_seed, fold_in, isolated, replay
 from tests import kit
 
 INDUCTOR = pytest.param(
@@ -273,7 +273,7 @@ class TestAFunctionWithABlock:
     @pytest.mark.parametrize("fn", [fn for fn in WITHS if fn is not with_one_made_outside], ids=by_name)
     def test_under_fullgraph_the_error_says_to_move_the_scope_outside(self, fn: Any) -> None:
         ambient = kit.everything()
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(scope.DYNAMO_MESSAGE)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(dynamo.MESSAGE)):
             torch.compile(fn, backend="eager", fullgraph=True)(X)
         assert kit.everything() == ambient
 
@@ -305,7 +305,7 @@ class TestAFunctionWithABlock:
         for _ in range(2):
             assert torch.equal(compiled(X), expected)
         assert kit.everything() == ambient
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(scope.DYNAMO_MESSAGE)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(dynamo.MESSAGE)):
             torch.compile(fn, backend="eager", fullgraph=True)(X)
 
     def test_what_the_block_calls_repeats(self) -> None:
@@ -416,7 +416,7 @@ class TestADecoratedFunction:
 
     @pytest.mark.parametrize("kind", ["function", "forward"])
     def test_under_fullgraph_the_error_says_to_move_the_scope_outside(self, kind: str) -> None:
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(scope.DYNAMO_MESSAGE)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(dynamo.MESSAGE)):
             torch.compile(CALLERS[kind], backend="eager", fullgraph=True)(X)
 
     def test_compiled_under_fullgraph_it_is_refused(self) -> None:
@@ -461,7 +461,7 @@ class TestStates:
             state, result = compiled(X)
             assert state == expected
             assert torch.equal(result, (X + 1) * 2)
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(scope.DYNAMO_MESSAGE)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(dynamo.MESSAGE)):
             torch.compile(fn, backend="eager", fullgraph=True)(X)
 
     def test_a_restore_in_a_compiled_function_is_done_in_its_place(self) -> None:
@@ -477,7 +477,7 @@ class TestStates:
             STATE.restore()
             first, again = compiled(X)
             assert torch.equal(first, again)
-        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(scope.DYNAMO_MESSAGE)):
+        with pytest.raises(torch._dynamo.exc.Unsupported, match=re.escape(dynamo.MESSAGE)):
             torch.compile(fn, backend="eager", fullgraph=True)(X)
 
     def test_a_state_dict_goes_through_a_compiled_function(self) -> None:

@@ -26,7 +26,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scoped_rng import capture, deterministic, fixed_seed, isolated, replay, scope
+from scoped_rng import activation, capture, deterministic, fixed_seed, isolated, replay
 from tests import kit
 
 FIRST, SECOND, THIRD = kit.reference(7, 3)
@@ -38,7 +38,7 @@ class Boom(Exception):
 
 def process() -> tuple[Any, ...]:
     """Return all that must be the same before and after."""
-    return kit.everything(), bit_generator.randbits, tuple(scope._stack), scope._innermost_here()
+    return kit.everything(), bit_generator.randbits, tuple(activation._stack), activation._innermost_here()
 
 
 def draw() -> tuple[Any, ...]:
@@ -501,7 +501,7 @@ class Suite(Base):
 
     test_data = (1, 2)
 
-    class test_nested:  # noqa: N801
+    class test_nested:
         """Not a method."""
 
     @property
@@ -581,7 +581,7 @@ def test_a_unittest_class_starts_every_test_from_the_seed() -> None:
     @fixed_seed(7)
     class Case(unittest.TestCase):
         def setUp(self) -> None:
-            seen.append(len(scope._stack))
+            seen.append(len(activation._stack))
 
         def test_one(self) -> None:
             self.assertEqual(draw(), FIRST)
@@ -650,7 +650,7 @@ def drawn_by_fixture() -> Iterator[Any]:
 
 def test_a_decorated_generator_fixture_does_not_cover_the_test(drawn_by_fixture: Any) -> None:
     assert drawn_by_fixture == FIRST
-    assert not scope._stack
+    assert not activation._stack
 
 
 # Under Hypothesis.
@@ -735,7 +735,7 @@ def test_decorating_a_class_leaves_the_hypothesis_tests_of_its_parent_alone() ->
         @settings(max_examples=5)
         @given(number=st.integers())
         def test_it(self, number: int) -> None:
-            seen.append(len(scope._stack))
+            seen.append(len(activation._stack))
 
     @fixed_seed(7)
     class Child(Parent):

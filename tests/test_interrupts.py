@@ -23,6 +23,7 @@ import torch
 import scoped_rng
 from scoped_rng import (
     RestoreError,
+    activation,
     capture,
     deterministic,
     fixed_seed,
@@ -44,7 +45,7 @@ class Boom(Exception):
 
 def process() -> tuple[Any, ...]:
     """Return all that must be the same before and after."""
-    return kit.everything(), bit_generator.randbits, tuple(scope._stack), scope._innermost_here()
+    return kit.everything(), bit_generator.randbits, tuple(activation._stack), activation._innermost_here()
 
 
 def draw() -> None:
@@ -98,7 +99,7 @@ class Run:
 def release_locks() -> None:
     # A trace function can raise where no signal can: at the line event between the last line of `with lock:` and the
     # release. Such a lock would stay with this thread for ever, and the next test with another thread would hang.
-    for lock in (np.random.get_bit_generator().lock, scope._lock):
+    for lock in (np.random.get_bit_generator().lock, activation._lock):
         while lock._is_owned():
             lock.release()
     if streams._entropy_lock.locked():
@@ -400,8 +401,8 @@ def test_an_interrupt_anywhere_in_a_decorated_async_generator_leaves_the_process
 
 def leave_all() -> None:
     """Leave a scope of the body's own whose ``__exit__`` was interrupted at its first line."""
-    while scope._stack:
-        scope._stack[-1].scope.__exit__(None, None, None)
+    while activation._stack:
+        activation._stack[-1].scope.__exit__(None, None, None)
 
 
 # An ordinary exception at each thing that the package does to each stream.

@@ -22,6 +22,7 @@ from scoped_rng import (
     RngState,
     ScopeOrderWarning,
     StateMismatchError,
+    activation,
     capture,
     deterministic,
     fold_in,
@@ -513,8 +514,8 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
             self.every_number_that_would_be_drawn_next_is_the_models()
             assert np.random.bit_generator.randbits is randbits
         finally:
-            while scope._stack:  # after a failure: leave none of it to the next example
-                scope._stack[-1].stop()
+            while activation._stack:  # after a failure: leave none of it to the next example
+                activation._stack[-1].stop()
             kit.put_ambient(ambient)
             set_flags(flags)
 

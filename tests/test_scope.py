@@ -25,13 +25,13 @@ from scoped_rng import (
     RestoreWarning,
     ScopeOrderWarning,
     StateMismatchError,
+    activation,
     capture,
     deterministic,
     fixed_seed,
     isolated,
     register_stream,
     replay,
-    scope,
     unregister_stream,
 )
 from tests import kit
@@ -84,7 +84,7 @@ class Dice(random.Random):
 
 def process() -> tuple[Any, ...]:
     """Return all that must be the same before and after."""
-    return kit.everything(), bit_generator.randbits, tuple(scope._stack), scope._innermost_here()
+    return kit.everything(), bit_generator.randbits, tuple(activation._stack), activation._innermost_here()
 
 
 def draw() -> tuple[Any, ...]:
@@ -485,7 +485,7 @@ def test_a_stream_that_interrupts_whenever_it_is_put_back_leaves_all_others_rest
 def test_a_stream_that_interrupts_whenever_it_is_put_back_is_named_in_a_warning() -> None:
     dice = Dice(2)
     told = "could not be put back when the scope was left: also[0]: KeyboardInterrupt: always; everything else was"
-    with pytest.warns(RestoreWarning, match=f"^{re.escape(told)}$"), pytest.raises(KeyboardInterrupt):  # noqa: SIM117
+    with pytest.warns(RestoreWarning, match=f"^{re.escape(told)}$"), pytest.raises(KeyboardInterrupt):
         with deterministic(7, also=dice):
             dice.fail("setstate", KeyboardInterrupt("always"), always=True)
 

@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoped_rng import ConcurrentScopeError, capture, deterministic, fixed_seed, isolated, replay, scope
+from scoped_rng import ConcurrentScopeError, activation, capture, deterministic, fixed_seed, isolated, replay, scope
 from tests import kit
 
 REFUSED = (
@@ -243,11 +243,11 @@ def test_threads_that_draw_all_the_while_leave_the_ambient_streams_on_their_own_
 def test_a_scope_in_another_thread_is_refused_before_anything_is_touched(recipe: Callable[[], scope.Scope]) -> None:
     opened, entering = deterministic(0), recipe()
     with opened:
-        before, open_now = kit.everything(), list(scope._stack)
+        before, open_now = kit.everything(), list(activation._stack)
         with refused_by("deterministic(0)"):
             in_thread(entering.__enter__)
         assert kit.everything() == before
-        assert scope._stack == open_now
+        assert activation._stack == open_now
 
 
 @pytest.mark.parametrize("form", kit.FORMS)
@@ -438,7 +438,7 @@ def test_a_refused_generator_gives_up_the_scopes_that_its_body_had_open() -> Non
             next(generator)
         assert kit.everything() == inside
     assert kit.everything() == before
-    assert not scope._suspended
+    assert not activation._suspended
 
 
 def test_closing_a_decorated_generator_while_another_thread_has_a_scope_open_is_refused_and_nothing_is_lost() -> None:
@@ -563,7 +563,7 @@ def test_scopes_work_in_a_child_that_was_forked_while_another_thread_had_one_ope
         with recipe():
             with deterministic(1):
                 draws = kit.draws()
-        return draws, kit.continuation() == before, len(scope._stack)
+        return draws, kit.continuation() == before, len(activation._stack)
 
     with open_in_a_thread(deterministic(0)):
         assert in_child(child) == (kit.reference(1)[0], True, 0)
@@ -600,7 +600,7 @@ def test_a_child_that_leaves_the_parents_block_has_the_ambient_state_back() -> N
 
     def child() -> Any:
         opened.__exit__(None, None, None)
-        return (kit.continuation(), kit.flags()) == before, len(scope._stack)
+        return (kit.continuation(), kit.flags()) == before, len(activation._stack)
 
     with opened:
         assert in_child(child) == (True, 0)
@@ -645,7 +645,7 @@ def test_a_fork_while_another_thread_enters_and_leaves_scopes_leaves_the_child_a
                 pass
 
     def child() -> Any:
-        with scope._lock, deterministic(1):
+        with activation._lock, deterministic(1):
             return random.random()
 
     with threads(1, body):
