@@ -57,7 +57,10 @@ def fixed_seed(seed: Any = 0, *, strict: bool = False, also: Any = (), devices: 
     >>> noise() == more()
     False
     """
-    if callable(seed) and not hasattr(type(seed), "__index__"):
+    is_decorated = callable(seed) or hasattr(
+        type(seed), "__get__"
+    )  # a classmethod, say, or a property: an error of its own
+    if is_decorated and not hasattr(type(seed), "__index__"):
         return deterministic(0)(seed)
     return deterministic(seed, strict=strict, also=also, devices=devices)
 
@@ -95,8 +98,25 @@ def _decorate_tests(scope: Scope, cls: type) -> type:
             "decorate its methods one by one"
         )
     for name in names:
-        setattr(cls, name, decorate(scope, inspect.getattr_static(cls, name)))
+        method = inspect.getattr_static(cls, name)
+        is_shared = name not in vars(cls) and hasattr(getattr(method, "hypothesis", None), "inner_test")
+        setattr(cls, name, _inherited(scope, method) if is_shared else decorate(scope, method))
     return cls
+
+
+def _inherited(scope: Scope, test: Any) -> Any:
+    """Decorate a Hypothesis test of a parent class, whose hook is the parent's as well, for each call alone."""
+
+    @functools.wraps(test)
+    def method(*args: Any, **kwargs: Any) -> Any:
+        plain = test.hypothesis.inner_test
+        test.hypothesis.inner_test = decorate(scope, plain)
+        try:
+            return test(*args, **kwargs)
+        finally:
+            test.hypothesis.inner_test = plain
+
+    return method
 
 
 def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -104,39 +124,35 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
 
     Each form has two finally blocks round the same call: where an interrupt hits the inner one, the outer one goes on.
     """
+    kind: Any = fn
+    while isinstance(kind, functools.partial):
+        kind = kind.func
 
     def is_kind(check: Callable[[Any], bool]) -> bool:
-        return check(fn) or check(getattr(type(fn), "__call__", None))
-
-    if is_kind(inspect.iscoroutinefunction):
-
-        async def coroutine(*args: Any, **kwargs: Any) -> Any:
-            return await _run_through(scope, fn(*args, **kwargs))
-
-        return coroutine
+        return check(kind) or check(getattr(type(kind), "__call__", None))
 
     if is_kind(inspect.isasyncgenfunction):
 
         async def async_generator(*args: Any, **kwargs: Any) -> AsyncGenerator[Any, Any]:
-            body = fn(*args, **kwargs)
-            activation = Activation(scope)
-            step = _first_step(body)
-            failed = True
+            body, activation, failed = fn(*args, **kwargs), Activation(scope), True
             try:
                 try:
+                    step = _first_step(body)
                     try:
                         while True:
-                            ended, value = await _step(activation, step)
+                            ended, given = await _step(activation, step)
                             if ended:
                                 break
+                            step = None
                             with _Thrown() as thrown:
-                                step = body.asend((yield value))
+                                step = body.asend((yield given.pop()))
                             if thrown.error is not None:
                                 step = body.athrow(thrown.error)
                             del thrown
                     finally:
                         _close(activation, _Closing(body, step))
                 finally:
+                    step = None
                     activation.stop()
                 failed = False
             finally:
@@ -145,16 +161,44 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
 
         return async_generator
 
+    def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
+        body, activation, failed = fn(*args, **kwargs), Activation(scope), True
+        try:
+            try:
+                try:
+                    # Not `yield from`, which closes what it goes through where a GeneratorExit is thrown in.
+                    step, received = body.send, [None]
+                    while True:
+                        ended, given = _advance(activation, step, received)
+                        if ended:
+                            break
+                        with _Thrown() as thrown:
+                            step, received = body.send, [(yield given.pop())]
+                        if thrown.error is not None:
+                            step, received = body.throw, [thrown.error]
+                        del thrown
+                finally:
+                    _close(activation, body)
+            finally:
+                activation.stop()
+            failed = False
+            return given.pop()
+        finally:
+            activation.stop()
+            activation.report(sys.exc_info()[1] if failed else None)
+
     if is_kind(inspect.isgeneratorfunction):
-
-        def generator(*args: Any, **kwargs: Any) -> Generator[Any, Any, Any]:
-            return (yield from _run_through(scope, fn(*args, **kwargs)))
-
         return generator
+    if is_kind(inspect.iscoroutinefunction):
+        run = types.coroutine(generator)
+
+        async def coroutine(*args: Any, **kwargs: Any) -> Any:
+            return await run(*args, **kwargs)
+
+        return coroutine
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        activation = Activation(scope)
-        failed = True
+        activation, failed = Activation(scope), True
         try:
             try:
                 activation.start()
@@ -168,6 +212,46 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
             activation.report(sys.exc_info()[1] if failed else None)
 
     return function
+
+
+def _advance(activation: Activation, step: Callable[[Any], Any], received: list[Any]) -> tuple[bool, list[Any]]:
+    """Let a body run to where it gives way, and take the activation out there; return whether it has ended.
+
+    What goes in and out is in lists that are emptied: no frame here shall keep it alive while the body waits, nor an
+    error that goes through.
+    """
+    activation.resume()
+    try:
+        given = [step(received.pop())]
+    except StopIteration as stop:
+        return True, [stop.value]
+    activation.suspend()
+    return False, given
+
+
+@types.coroutine
+def _steps(activation: Activation, body: Any) -> Generator[Any, Any, list[Any]]:
+    """Run one step of an async generator, which may give way to the loop any number of times."""
+    step, received = body.send, [None]
+    while True:
+        ended, given = _advance(activation, step, received)
+        if ended:
+            return given
+        with _Thrown() as thrown:
+            step, received = body.send, [(yield given.pop())]
+        if thrown.error is not None:
+            step, received = body.throw, [thrown.error]
+        del thrown
+
+
+async def _step(activation: Activation, body: Any) -> tuple[bool, list[Any]]:
+    """Do one step of an async generator and take the activation out; return whether it has ended, and what it gives."""
+    try:
+        given = await _steps(activation, body)
+    except StopAsyncIteration:
+        return True, []
+    activation.suspend()
+    return False, given
 
 
 def _first_step(body: Any) -> Any:
@@ -197,16 +281,6 @@ class _Thrown:
         return True
 
 
-async def _step(activation: Activation, step: Any) -> tuple[bool, Any]:
-    """Do one step of an async generator; return whether it has ended, and what it gives."""
-    try:
-        given = await _steps(activation, step)
-    except StopAsyncIteration:
-        return True, None
-    activation.suspend()
-    return False, given
-
-
 def _close(activation: Activation, body: Any) -> None:
     """Close a body that was interrupted between two steps, in its own scope; else it has ended."""
     try:
@@ -231,48 +305,3 @@ class _Closing:
             closing.throw(GeneratorExit())  # inside an await, or about to, for which it is too late
         except (GeneratorExit, StopIteration, StopAsyncIteration):
             pass
-
-
-@types.coroutine
-def _run_through(scope: Scope, body: Any) -> Generator[Any, Any, Any]:
-    """Run a generator or coroutine to its end, in force exactly while it runs."""
-    activation = Activation(scope)
-    failed = True
-    try:
-        try:
-            try:
-                result = yield from _steps(activation, body)
-            finally:
-                _close(activation, body)
-        finally:
-            activation.stop()
-        failed = False
-        return result
-    finally:
-        activation.stop()
-        activation.report(sys.exc_info()[1] if failed else None)
-
-
-@types.coroutine
-def _steps(activation: Activation, body: Any) -> Generator[Any, Any, Any]:
-    """Run ``body`` step by step, passing on what goes in and out; take the activation out wherever it gives way.
-
-    At the end the activation is in force. Where an error comes out, it is for the caller to close the body.
-
-    Args:
-        body: what has ``send`` and ``throw``: a generator, a coroutine, or one step of an async generator.
-    """
-    step, value = body.send, None
-    while True:
-        activation.resume()
-        try:
-            given = step(value)
-        except StopIteration as stop:
-            return stop.value
-        finally:
-            value = None  # an error that goes through here must not be kept alive by this frame
-        activation.suspend()
-        try:
-            step, value = body.send, (yield given)
-        except BaseException as error:
-            step, value = body.throw, error

@@ -55,18 +55,19 @@ class Direct:
         self.take, self.put, self.seed = take, put, seed
 
 
-class Keyed(Direct):
+class Keyed:
     """Hold a stream that is seeded with a child of the scope's seed.
 
     A generator of the same kind under the raw seed would repeat the global stream.
     """
 
     def __init__(self, held: Held, *path: str | int) -> None:
-        super().__init__(held.name, held.kind, held.subject, held.take, held.put, self._seed)
+        self.name, self.kind, self.subject = held.name, held.kind, held.subject
+        self.take, self.put = held.take, held.put
         self.held = held
         self._path = path
 
-    def _seed(self, seed: int) -> None:
+    def seed(self, seed: int) -> None:
         self.held.seed(fold_in(seed, *self._path))
 
 

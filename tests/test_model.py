@@ -127,7 +127,9 @@ def draw_from(generator: Any, kind: str) -> float:
 def fresh_entropy(seed: int, count: int = 64) -> list[float]:
     """Return what one unseeded ``default_rng()`` after the other draws in a scope that does nothing else."""
     with deterministic(seed):
-        return [float(np.random.default_rng().random()) for _ in range(count)]
+        drawn = [float(np.random.default_rng().random()) for _ in range(count)]
+    assert len(set(drawn)) == count
+    return drawn
 
 
 def set_flags(values: tuple[bool, ...]) -> None:
@@ -334,6 +336,12 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
             return expected, place.generator.send(in_process)
 
     # Draws and changes
+
+    @rule(where=anywhere)
+    def draw_from_every_stream(self, where: int) -> None:
+        for name in GLOBAL + MINE:
+            for kind in KINDS:
+                self.draw(where, name, kind)
 
     @rule(where=anywhere, name=st.sampled_from(GLOBAL + MINE), kind=st.sampled_from(KINDS))
     def draw(self, where: int, name: str, kind: str) -> None:
