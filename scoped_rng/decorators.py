@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -167,15 +168,15 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
             try:
                 try:
                     # Not `yield from`, which closes what it goes through where a GeneratorExit is thrown in.
-                    step, received = body.send, [None]
+                    call = [body.send, None]
                     while True:
-                        ended, given = _advance(activation, step, received)
+                        ended, given = _advance(activation, call)
                         if ended:
                             break
                         with _Thrown() as thrown:
-                            step, received = body.send, [(yield given.pop())]
+                            call = [body.send, (yield given.pop())]
                         if thrown.error is not None:
-                            step, received = body.throw, [thrown.error]
+                            call = [body.throw, thrown.error]
                         del thrown
                 finally:
                     _close(activation, body)
@@ -214,15 +215,18 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def _advance(activation: Activation, step: Callable[[Any], Any], received: list[Any]) -> tuple[bool, list[Any]]:
+def _advance(activation: Activation, call: list[Any]) -> tuple[bool, list[Any]]:
     """Let a body run to where it gives way, and take the activation out there; return whether it has ended.
 
     What goes in and out is in lists that are emptied: no frame here shall keep it alive while the body waits, nor an
     error that goes through.
+
+    Args:
+        call: the body's ``send`` or ``throw``, and what to call it with.
     """
     activation.resume()
     try:
-        given = [step(received.pop())]
+        given = [call.pop(0)(call.pop())]
     except StopIteration as stop:
         return True, [stop.value]
     activation.suspend()
@@ -232,16 +236,19 @@ def _advance(activation: Activation, step: Callable[[Any], Any], received: list[
 @types.coroutine
 def _steps(activation: Activation, body: Any) -> Generator[Any, Any, list[Any]]:
     """Run one step of an async generator, which may give way to the loop any number of times."""
-    step, received = body.send, [None]
-    while True:
-        ended, given = _advance(activation, step, received)
-        if ended:
-            return given
-        with _Thrown() as thrown:
-            step, received = body.send, [(yield given.pop())]
-        if thrown.error is not None:
-            step, received = body.throw, [thrown.error]
-        del thrown
+    call = [body.send, None]
+    try:
+        while True:
+            ended, given = _advance(activation, call)
+            if ended:
+                return given
+            with _Thrown() as thrown:
+                call = [body.send, (yield given.pop())]
+            if thrown.error is not None:
+                call = [body.throw, thrown.error]
+            del thrown
+    finally:
+        del body  # it holds what was thrown in
 
 
 async def _step(activation: Activation, body: Any) -> tuple[bool, list[Any]]:
@@ -250,6 +257,8 @@ async def _step(activation: Activation, body: Any) -> tuple[bool, list[Any]]:
         given = await _steps(activation, body)
     except StopAsyncIteration:
         return True, []
+    finally:
+        del body  # it holds what was thrown in
     activation.suspend()
     return False, given
 
@@ -299,9 +308,7 @@ class _Closing:
     def close(self) -> None:
         # Not close() of a step: before Python 3.13 the generator would not hear of it.
         closing = self._step if self._body.ag_running else self._body.aclose()
-        try:
+        with contextlib.suppress(GeneratorExit, StopIteration, StopAsyncIteration):
             if not self._body.ag_running:
                 closing.send(None)
             closing.throw(GeneratorExit())  # inside an await, or about to, for which it is too late
-        except (GeneratorExit, StopIteration, StopAsyncIteration):
-            pass

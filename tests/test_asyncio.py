@@ -40,7 +40,10 @@ def run(main: Callable[[], Awaitable[Any]]) -> Any:
     return result
 
 
-async def drawing(count: int, gap: Callable[[], Awaitable[Any]] = functools.partial(asyncio.sleep, 0)) -> list[Any]:
+give_way = functools.partial(asyncio.sleep, 0)
+
+
+async def drawing(count: int, gap: Callable[[], Awaitable[Any]] = give_way) -> list[Any]:
     """Draw ``count`` times from every stream, giving way in between."""
     drawn = []
     for _ in range(count):
@@ -417,7 +420,7 @@ async def no_gap() -> None:
     """Return without giving way."""
 
 
-GAPS = pytest.mark.parametrize("gap", [no_gap, functools.partial(asyncio.sleep, 0)], ids=["no gap", "gap"])
+GAPS = pytest.mark.parametrize("gap", [no_gap, give_way], ids=["no gap", "gap"])
 
 
 @GAPS
@@ -445,12 +448,14 @@ def test_an_async_generator_closed_before_it_has_begun_touches_nothing() -> None
 
 @GAPS
 def test_an_async_generator_collected_half_consumed_cleans_up_inside_its_scope(
-    gap: Callable[[], Awaitable[Any]]
+    gap: Callable[[], Awaitable[Any]],
 ) -> None:
     cleaned: list[Any] = []
 
     async def main() -> Any:
-        async for drawn in numbers(cleaned, gap)():
+        drawn = []
+        async for number in numbers(cleaned, gap)():
+            drawn.append(number)
             break
         gc.collect()
         while not cleaned:  # the loop closes it in a task of its own
@@ -458,13 +463,13 @@ def test_an_async_generator_collected_half_consumed_cleans_up_inside_its_scope(
         return drawn
 
     first, second = kit.reference(1, 2)
-    assert run(main) == first
+    assert run(main) == [first]
     assert cleaned == [second]
 
 
 @GAPS
 def test_async_generators_kept_until_the_loop_ends_clean_up_inside_their_scopes(
-    gap: Callable[[], Awaitable[Any]]
+    gap: Callable[[], Awaitable[Any]],
 ) -> None:
     cleaned: list[Any] = []
     kept = []
@@ -521,7 +526,8 @@ def test_asend_and_athrow_reach_the_body_inside_its_scope() -> None:
             await generator.asend("stop")
         return got
 
-    assert run(main) == list(zip((None, "sent", "thrown"), kit.reference(1, 3)))
+    first, second, third = kit.reference(1, 3)
+    assert run(main) == [(None, first), ("sent", second), ("thrown", third)]
 
 
 def test_a_task_cancelled_inside_an_async_generator_cleans_up_inside_its_scope() -> None:

@@ -201,7 +201,7 @@ async def test_two(innermost):
 
 
 def test_decorated_async_fixtures_and_tests_do_not_hold_their_scope_while_the_other_runs(
-    run_suite: Callable[..., None]
+    run_suite: Callable[..., None],
 ) -> None:
     suite = """
 import pytest_asyncio
@@ -275,9 +275,7 @@ async def test_two(seeded):
     run_suite(suite, "-p", "no:asyncio", tests=2)
 
 
-def test_an_anyio_fixture_of_a_whole_module_holds_one_scope_round_all_its_tests(
-    run_suite: Callable[..., None]
-) -> None:
+def test_an_anyio_fixture_of_a_whole_module_holds_one_scope_round_all_its_tests(run_suite: Callable[..., None]) -> None:
     suite = """
 pytestmark = pytest.mark.anyio
 

@@ -83,17 +83,23 @@ class Run:
 
     def step(self, action: Callable[[], Any]) -> Any:
         """Do one thing that goes into the package and out; return what it returns or raises."""
+        return next(self._outcome(action))
+
+    def _outcome(self, action: Callable[[], Any]) -> Iterator[Any]:
+        # In a generator, which has a stack of handled errors of its own: where a tracer raises between two instructions that
+        # never do, CPython leaves an error on it, and all that is raised later would have that one as its context.
         tracer = sys.gettrace()
         try:
             if not self.place:
                 sys.settrace(self)
             try:
-                return action()
+                outcome = action()
             finally:
                 sys.settrace(tracer)
                 release_locks()
         except BaseException as error:
-            return error.with_traceback(None)
+            outcome = error.with_traceback(None)
+        yield outcome
 
 
 def release_locks() -> None:

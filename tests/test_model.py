@@ -1,7 +1,7 @@
 """Scopes in any order against a model: plain values in a dict, and plain generators that draw from them.
 
-The machine does everything twice, to the process and to the model, and compares every number drawn and, after every step,
-every number that would be drawn next.
+The machine does everything twice, to the process and to the model, and compares every number drawn and, after every
+step, every number that would be drawn next.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 
@@ -35,6 +36,7 @@ from tests import kit
 SEEDS = (0, 1, 2**32 + 5, 2**64 - 1)
 GLOBAL, MINE = ("python", "numpy", "torch"), ("my python", "my numpy", "my torch")
 KINDS = ("uniform", "gaussian")
+FRESH = np.random.bit_generator.randbits  # where NumPy asks for fresh entropy, outside of scopes
 
 
 # Plain generators. A value is what a generator's public functions give as its state, and is never changed.
@@ -289,7 +291,7 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
         super().__init__()
         for seed in SEEDS:
             fresh_entropy(seed)
-        self.as_found = kit.ambient(), kit.flags(), np.random.bit_generator.randbits
+        self.as_found = kit.ambient(), kit.flags()
         kit.seed_everything(99)
         self.mine = {
             "my python": random.Random(1),
@@ -497,6 +499,7 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
     def every_number_that_would_be_drawn_next_is_the_models(self) -> None:
         now = dict(self.model.now)
         assert kit.flags() == now["flags"]
+        assert (np.random.bit_generator.randbits is FRESH) == (now["entropy"] is None)
         assert torch.initial_seed() == torch_generator(now["torch"]).initial_seed()
         here, saved = self.values_of_mine(), kit.ambient()
         expected, drawn = {}, {}
@@ -512,7 +515,7 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
         assert now["numpy"].installed in (None, np.random.get_bit_generator())
 
     def teardown(self) -> None:
-        ambient, flags, randbits = self.as_found
+        ambient, flags = self.as_found
         try:
             while self.places:
                 self.end_a_generator(0, "close")
@@ -520,7 +523,6 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
                 oldest = self.model.open[0].opened
                 self.leave(0, (oldest, None), None)
             self.every_number_that_would_be_drawn_next_is_the_models()
-            assert np.random.bit_generator.randbits is randbits
         finally:
             while activation._stack:  # after a failure: leave none of it to the next example
                 activation._stack[-1].stop()
@@ -540,3 +542,27 @@ def warns(out_of_order: bool) -> AbstractContextManager[Any]:
 
 
 TestScopesInAnyOrder = ScopesInAnyOrder.TestCase
+TestScopesInAnyOrder.settings = settings(max_examples=3 * settings.default.max_examples)
+
+
+def test_scopes_left_out_of_order_in_a_generator_do_not_go_round_in_circles() -> None:
+    @isolated()
+    def body() -> Iterator[None]:
+        first, second = isolated(), isolated()
+        first.__enter__()
+        second.__enter__()
+        with warns(True):
+            first.__exit__(None, None, None)
+        yield
+        yield
+        second.__exit__(None, None, None)
+
+    before = kit.everything()
+    with isolated():
+        generator = body()
+        next(generator)
+        next(generator)
+        with deterministic(0):
+            assert kit.draws() == kit.reference(0)[0]
+        assert list(generator) == []
+    assert kit.everything() == before

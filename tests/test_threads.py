@@ -1,4 +1,4 @@
-"""Scopes and the threads and processes beside them: what overlaps is refused, what is nested is not, nothing is lost."""
+"""Scopes and the threads and processes beside them: an overlap is refused, what is nested is not, nothing is lost."""
 
 from __future__ import annotations
 
@@ -128,13 +128,6 @@ def short_turns() -> Iterator[None]:
     sys.setswitchinterval(interval)
 
 
-def draw_32_bits() -> None:
-    """Draw one word of each stream, from which `further_along` knows how far the stream has moved."""
-    random.getrandbits(32)
-    np.random.random_sample()
-    torch.rand(())
-
-
 def words(saved: tuple[Any, ...], count: int) -> dict[str, np.ndarray]:
     """Return the next ``count`` words of the streams that `kit.ambient` has saved."""
     (_, (*key, position), _), _, numpy_state, torch_state = saved
@@ -182,9 +175,7 @@ def test_of_many_threads_that_open_scopes_each_gets_its_own_numbers_or_is_refuse
     assert entered
 
 
-def test_threads_that_take_turns_under_a_lock_all_get_in(
-    short_turns: None, recipe: Callable[[], scope.Scope]
-) -> None:
+def test_threads_that_take_turns_under_a_lock_all_get_in(short_turns: None, recipe: Callable[[], scope.Scope]) -> None:
     before, reference, lock = kit.everything(), kit.reference(9)[0], threading.Lock()
     entered: list[int] = []
 
@@ -204,23 +195,24 @@ def test_threads_that_take_turns_under_a_lock_all_get_in(
 def test_threads_that_draw_all_the_while_leave_the_ambient_streams_on_their_own_track(
     short_turns: None, locked: bool
 ) -> None:
+    """What they draw inside of scopes is lost; what they draw outside moves each stream along, by words of 32 bits."""
     lock, done, drawn = threading.Lock(), threading.Event(), [0, 0]
     kit.seed_everything(1)
     earlier, flags, randbits = kit.ambient(), kit.flags(), np.random.bit_generator.randbits
 
     def draw(number: int) -> None:
-        while not done.is_set() and drawn[number] < 100_000:
-            draw_32_bits()
+        while not done.is_set() and drawn[number] < 20_000:
+            kit.draws()
             drawn[number] += 1
 
     def enter(number: int) -> None:
         for _ in range(25):
             if locked:
                 with lock, deterministic(number):
-                    draw_32_bits()
+                    kit.draws()
             else:
                 with suppress(ConcurrentScopeError), deterministic(number):
-                    draw_32_bits()
+                    kit.draws()
 
     with threads(2, draw):
         try:
@@ -228,9 +220,8 @@ def test_threads_that_draw_all_the_while_leave_the_ambient_streams_on_their_own_
                 pass
         finally:
             done.set()
-    later = kit.ambient()
-    # NumPy's doubles take two words each.
-    assert further_along(earlier, later, 2 * sum(drawn)) == {"python": True, "numpy": True, "torch": True}
+    later, count = kit.ambient(), 1000 + 32 * sum(drawn)
+    assert further_along(earlier, later, count) == {"python": True, "numpy": True, "torch": True}
     assert later[1] is earlier[1]
     assert torch.initial_seed() == 1
     assert kit.flags() == flags
@@ -556,7 +547,7 @@ def in_child(body: Callable[[], Any]) -> Any:
 
 @forks
 def test_scopes_work_in_a_child_that_was_forked_while_another_thread_had_one_open(
-    recipe: Callable[[], scope.Scope]
+    recipe: Callable[[], scope.Scope],
 ) -> None:
     def child() -> Any:
         before = kit.continuation()
