@@ -167,7 +167,7 @@ class Activation(Transaction):
         _suspended.pop(id(self), None)
 
     def _push(self) -> None:
-        self.parent = _chain.get()
+        self.parent = _innermost_here()
         self.thread = threading.get_ident()
         self.task = _current_task()
         _stack.append(self)
@@ -235,8 +235,8 @@ def _current_task() -> weakref.ref[Any] | None:
 def _refuse_unless_nested(top: Activation) -> None:
     """Raise unless an entry here is nested in ``top``, which is open and not of this context."""
     if top.task is None:
-        # Opened by synchronous code. In its own thread that is below us on the stack, or has ended.
-        if top.thread == threading.get_ident():
+        # Opened by synchronous code. In its own thread that is below us on the stack; or the thread has ended.
+        if top.thread == threading.get_ident() or top.thread not in sys._current_frames():
             return
         opener = "a thread"
     else:
@@ -275,8 +275,7 @@ def _after_fork_in_child() -> None:
     _stack[:] = [activation for activation in _stack if activation in here]
 
 
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+getattr(os, "register_at_fork", lambda **hooks: None)(after_in_child=_after_fork_in_child)  # Windows does not fork
 
 
 def find(scope: Scope) -> Activation | None:

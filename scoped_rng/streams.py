@@ -176,7 +176,7 @@ class NumPyStream:
     def seed(self, seed: int) -> None:
         self._seeded.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32])
         bits = _get_bit_generator()
-        if not isinstance(bits, _MT19937):
+        if not isinstance(bits, _MT19937):  # the same numbers whatever is installed outside
             bits = _MT19937(0)
         with bits.lock:
             _set_bit_generator(bits)
@@ -252,7 +252,7 @@ class EntropySource:
         return sum(word << 64 * place for place, word in enumerate(words)) & ((1 << bits) - 1)
 
 
-_entropy_lock = threading.Lock()
+_entropy_lock = threading.RLock()  # reentrant, for signal handlers
 _bit_generator: Any = bit_generator
 
 
@@ -304,8 +304,8 @@ def _after_fork() -> None:
 
 
 _held_over_fork: list[Any] = []
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
+_register_at_fork: Any = getattr(os, "register_at_fork", lambda **hooks: None)  # Windows does not fork
+_register_at_fork(before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork)
 
 
 @skipped

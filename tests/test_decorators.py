@@ -584,10 +584,10 @@ def test_a_unittest_class_starts_every_test_from_the_seed() -> None:
             seen.append(len(activation._stack))
 
         def test_one(self) -> None:
-            self.assertEqual(draw(), FIRST)
+            assert draw() == FIRST
 
         def test_two(self) -> None:
-            self.assertEqual([draw(), draw()], [FIRST, SECOND])
+            assert [draw(), draw()] == [FIRST, SECOND]
 
     run_unittest(Case)
     assert seen == [0, 0], "only the tests are covered"
@@ -605,10 +605,10 @@ def test_an_async_unittest_class_starts_every_test_from_the_seed() -> None:
         async def test_one(self) -> None:
             first = draw()
             await asyncio.sleep(0)
-            self.assertEqual([first, draw()], [FIRST, SECOND])
+            assert [first, draw()] == [FIRST, SECOND]
 
         def test_two(self) -> None:
-            self.assertEqual(draw(), FIRST)
+            assert draw() == FIRST
 
     run_unittest(Case)
     assert process() == before
@@ -728,6 +728,26 @@ def test_a_hypothesis_test_in_a_decorated_class_starts_from_the_seed() -> None:
     assert set(seen) == {FIRST}
 
 
+def test_a_hypothesis_test_that_a_decorated_class_inherits_starts_from_the_seed() -> None:
+    seen = []
+
+    class Parent:
+        @settings(max_examples=5)
+        @given(number=st.integers())
+        def test_it(self, number: int) -> None:
+            seen.append((draw(), draw()))
+
+    @fixed_seed(7)
+    class Child(Parent):
+        pass
+
+    before = process()
+    Child().test_it()
+    assert len(seen) > 1
+    assert set(seen) == {(FIRST, SECOND)}
+    assert process() == before
+
+
 def test_decorating_a_class_leaves_the_hypothesis_tests_of_its_parent_alone() -> None:
     seen = []
 
@@ -746,8 +766,8 @@ def test_decorating_a_class_leaves_the_hypothesis_tests_of_its_parent_alone() ->
     assert set(seen) == {0}
 
 
-# Generators, coroutines and async generators behave as natively: each of these is run with the scope and without, by the
-# same script, and both must have told the same.
+# Generators, coroutines and async generators behave as natively: each of these is run with the scope and without, by
+# the same script, and both must have told the same.
 
 
 def listening(log: list[Any]) -> Any:
@@ -1115,7 +1135,7 @@ def test_what_the_caller_sets_between_two_steps_is_there_after_the_next(form: st
 def test_two_interleaved_bodies_do_not_see_each_other(form: str, other: str) -> None:
     before = process()
     bodies = Drawing(form, fixed_seed(7)), Drawing(other, isolated(8))
-    for place, (one, two) in enumerate(zip(kit.reference(7, 4), kit.reference(8, 4))):
+    for place, (one, two) in enumerate(zip(kit.reference(7, 4), kit.reference(8, 4), strict=True)):
         assert bodies[place % 2].step() == (two if place % 2 else one)
         assert bodies[1 - place % 2].step() == (one if place % 2 else two)
         assert process() == before
@@ -1143,7 +1163,7 @@ def test_a_body_stepped_in_the_body_of_another_has_its_own_stream(form: str) -> 
         for _ in range(3):
             yield draw(), inner.step()
 
-    assert list(outer()) == list(zip(kit.reference(7, 3), kit.reference(8, 3)))
+    assert list(outer()) == list(zip(kit.reference(7, 3), kit.reference(8, 3), strict=True))
     inner.close()
 
 

@@ -6,6 +6,7 @@ inside the package, until a run comes to its end before its line is reached.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 import sys
@@ -86,8 +87,8 @@ class Run:
         return next(self._outcome(action))
 
     def _outcome(self, action: Callable[[], Any]) -> Iterator[Any]:
-        # In a generator, which has a stack of handled errors of its own: where a tracer raises between two instructions that
-        # never do, CPython leaves an error on it, and all that is raised later would have that one as its context.
+        # In a generator, which has a stack of handled errors of its own: where a tracer raises between two instructions
+        # that never do, CPython leaves an error on it, and all that is raised later would have that one as its context.
         tracer = sys.gettrace()
         try:
             if not self.place:
@@ -105,11 +106,9 @@ class Run:
 def release_locks() -> None:
     # A trace function can raise where no signal can: at the line event between the last line of `with lock:` and the
     # release. Such a lock would stay with this thread for ever, and the next test with another thread would hang.
-    for lock in (np.random.get_bit_generator().lock, activation._lock):
+    for lock in (np.random.get_bit_generator().lock, activation._lock, streams._entropy_lock):
         while lock._is_owned():
             lock.release()
-    if streams._entropy_lock.locked():
-        streams._entropy_lock.release()
 
 
 def sweep(run_form: Callable[[Run], None], leave: Callable[[], Any] | None = None) -> None:
@@ -233,6 +232,21 @@ def test_the_first_line_of_exit_is_the_only_one_that_is_not_protected() -> None:
     assert unprotected == [True]
 
 
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "not open"])
+def test_an_interrupt_while_the_activation_to_leave_is_looked_up_goes_on(
+    is_open: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = deterministic(7)
+    before = process()
+    if is_open:
+        held.__enter__()
+    with monkeypatch.context() as patch:
+        patch.setattr(scope, "find", Fails(scope.find, 1, 1, KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            held.__exit__(None, None, None)
+    assert process() == before
+
+
 @every_scope
 @pytest.mark.parametrize("error", [None, Boom], ids=["normal exit", "exception"])
 def test_an_interrupt_anywhere_in_a_decorated_function_leaves_the_process_as_it_was(make: Any, error: Any) -> None:
@@ -263,8 +277,8 @@ def test_an_interrupt_anywhere_in_restoring_a_state_leaves_the_process_as_it_was
     assert at > 50
 
 
-# The bodies of generators and coroutines: one that draws, one that holds an inner scope open where it gives way, and one
-# that draws while it is closed.
+# The bodies of generators and coroutines: one that draws, one that holds an inner scope open where it gives way, and
+# one that draws while it is closed.
 
 
 def drawing() -> Iterator[None]:
@@ -431,14 +445,14 @@ def stream(request: pytest.FixtureRequest) -> Iterator[str]:
 class Fails:
     """A method that raises from its N-th call on, for so many calls."""
 
-    def __init__(self, method: Callable[..., Any], first: int, count: int) -> None:
-        self.method, self.first, self.last = method, first, first + count - 1
+    def __init__(self, method: Callable[..., Any], first: int, count: int, error: type[BaseException] = Boom) -> None:
+        self.method, self.first, self.last, self.error = method, first, first + count - 1, error
         self.calls = 0
 
     def __call__(self, *arguments: Any) -> Any:
         self.calls += 1
         if self.first <= self.calls <= self.last:
-            raise Boom("no")
+            raise self.error("no")
         return self.method(*arguments)
 
 
@@ -453,7 +467,47 @@ def generator_form(held: Any, body: Callable[[], Any]) -> Any:
     return list(generate())
 
 
-FORMS = {name: form for name, form in kit.FORMS.items() if "async" not in name} | {"generator": generator_form}
+def coroutine_form(held: Any, body: Callable[[], Any]) -> Any:
+    """Go through a coroutine that holds an inner scope open where it gives way."""
+
+    @held
+    async def run() -> Any:
+        with deterministic(5):
+            await pause()
+            return body()
+
+    coroutine = run()
+    coroutine.send(None)
+    with contextlib.suppress(StopIteration):
+        coroutine.send(None)
+
+
+def async_generator_form(held: Any, body: Callable[[], Any]) -> Any:
+    """Go through an async generator that holds an inner scope open where it gives way, and waits when it is closed."""
+
+    @held
+    async def generate() -> Any:
+        try:
+            with deterministic(5):
+                await pause()
+                yield body()
+        finally:
+            await pause()
+
+    generator = generate()
+    for step in (generator.asend(None), generator.asend(None)):
+        with contextlib.suppress(StopIteration, StopAsyncIteration):
+            while True:
+                step.send(None)
+
+
+FORMS = {
+    "with": kit.FORMS["with"],
+    "function": kit.FORMS["function"],
+    "generator": generator_form,
+    "coroutine": coroutine_form,
+    "async generator": async_generator_form,
+}
 
 
 def all_but(name: str) -> dict[str, Any]:

@@ -318,7 +318,7 @@ def test_all_devices_seeded_only_the_current_one_restored(form: Any, accelerator
     states = [generator.get_state() for generator in accelerator.default_generators]
     expected = torch.rand((), generator=torch.Generator().manual_seed(7)).item()
     assert form(deterministic(7), accelerator.draws) == [expected, expected]
-    for generator, state in zip(accelerator.default_generators, states):
+    for generator, state in zip(accelerator.default_generators, states, strict=True):
         assert torch.equal(generator.get_state(), state)
 
 

@@ -227,7 +227,7 @@ def test_a_user_stream_goes_on_as_before(form: Any, make: Any, where: str, regis
     dice.gauss(0, 1)
     upcoming = dice.upcoming()
     held = make(also=[dice] if where == "also" else [])
-    seen = form(held, lambda: dice.upcoming() + [dice.gauss(0, 1), dice.random()])
+    seen = form(held, lambda: [*dice.upcoming(), dice.gauss(0, 1), dice.random()])
     assert (seen[:4] == upcoming) == (held.seed is None and "replay" not in repr(held))
     assert dice.upcoming() == upcoming
 
@@ -320,7 +320,8 @@ def _exhausted_async_generator(held: Any, body: Callable[[], Any]) -> Any:
     return asyncio.run(run())
 
 
-# The generators of the kit are closed early, and closing one raises an error in it, which a failed restore does not hide.
+# The generators of the kit are closed early, and closing one raises an error in it, which a failed restore does not
+# hide.
 ENDED = {**kit.FORMS, "generator": _exhausted_generator, "async generator": _exhausted_async_generator}
 every_ended_form = pytest.mark.parametrize("form", ENDED.values(), ids=ENDED)
 
@@ -606,6 +607,23 @@ def test_leaving_a_scope_that_was_not_entered_is_refused(error: Any) -> None:
     assert process() == before
 
 
+def test_leaving_a_scope_that_was_not_entered_is_refused_while_bodies_with_scopes_of_their_own_are_suspended() -> None:
+    @deterministic(1)
+    def generate() -> Iterator[None]:
+        with isolated(2), isolated(3):
+            yield
+
+    before = process()
+    generators = [generate(), generate()]
+    for generator in generators:
+        next(generator)
+    with pytest.raises(RuntimeError, match="was not entered"):
+        deterministic(1).__exit__(None, None, None)
+    for generator in generators:
+        generator.close()  # type: ignore[attr-defined]
+    assert process() == before
+
+
 def test_a_scope_never_swallows_the_error_of_its_body() -> None:
     held = deterministic(0)
     held.__enter__()
@@ -828,8 +846,8 @@ def test_a_scope_left_while_the_generator_that_has_opened_it_is_suspended_is_tak
 # Wrong arguments.
 
 TAKEN = (
-    "also= takes random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator, torch.nn.Module, or an "
-    "object with the methods seed(int), getstate() and setstate(state); one of them, or a list or tuple"
+    "also= takes random.Random, numpy.random.Generator, numpy.random.RandomState, torch.Generator, torch.nn.Module, or "
+    "an object with the methods seed(int), getstate() and setstate(state); one of them, or a list or tuple"
 )
 GENERATOR = np.random.default_rng(0)
 WRONG_SEEDS = [
@@ -906,8 +924,8 @@ def test_a_wrong_seed_is_refused_before_anything_is_touched(make: Any, seed: Any
 @pytest.mark.parametrize("make", [deterministic, fixed_seed])
 def test_none_as_a_seed_is_refused_with_a_word_on_isolated(make: Any) -> None:
     told = (
-        "a seed must be an int in [0, 2**64), got NoneType None; give a number, or use isolated() for a scope that does "
-        "not seed"
+        "a seed must be an int in [0, 2**64), got NoneType None; give a number, or use isolated() for a scope that "
+        "does not seed"
     )
     refused(lambda: make(None), TypeError, told)
 

@@ -66,6 +66,7 @@ def in_raw_thread(body: Callable[[], Any]) -> Any:
     done, outcome = threading.Event(), []
 
     def run() -> None:
+        sys.settrace(threading.gettrace())  # as threading does in its threads
         try:
             outcome.append((body(), None))
         except BaseException as error:
@@ -538,8 +539,10 @@ def in_child(body: Callable[[], Any]) -> Any:
         with open(reader, "rb") as file:
             assert select.select([file], [], [], PATIENCE)[0], "the child hangs"
             result, error = pickle.load(file)
-    finally:
+    except BaseException:
         os.kill(child, signal.SIGKILL)
+        raise
+    finally:
         os.waitpid(child, 0)
     assert not error, error
     return result
@@ -558,6 +561,34 @@ def test_scopes_work_in_a_child_that_was_forked_while_another_thread_had_one_ope
 
     with open_in_a_thread(deterministic(0)):
         assert in_child(child) == (kit.reference(1)[0], True, 0)
+
+
+@forks
+def test_scopes_work_in_a_child_forked_by_a_thread_that_has_a_scope_open_itself() -> None:
+    before = kit.continuation()
+
+    def child() -> Any:
+        with deterministic(1):
+            return kit.draws()
+
+    def fork_inside() -> Any:
+        with isolated(2):
+            drawn = in_child(child)
+            return drawn, kit.draws()
+
+    assert in_thread(fork_inside) == (kit.reference(1)[0], kit.reference(2)[0])
+    assert kit.continuation() == before
+
+
+@forks
+def test_scopes_work_in_a_child_forked_by_a_thread_while_the_main_thread_has_one_open() -> None:
+    def child() -> Any:
+        with deterministic(1):
+            return kit.draws()
+
+    with isolated(2):
+        assert in_thread(lambda: in_child(child)) == kit.reference(1)[0]
+        assert kit.draws() == kit.reference(2)[0]
 
 
 @forks
