@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -557,3 +558,10 @@ def test_scopes_import_neither_dynamo_nor_inductor() -> None:
         assert not [name for name in sys.modules if name.startswith(("torch._dynamo", "torch._inductor"))]
         """
     )
+
+
+def test_a_torch_that_cannot_be_told_to_skip_frames_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch._C, "_dynamo", types.SimpleNamespace())
+    drawn = deterministic(0)(kit.draws)
+    assert drawn() == kit.reference(0)[0]
+    assert dynamo.waiting == []
