@@ -561,7 +561,8 @@ def test_scopes_import_neither_dynamo_nor_inductor() -> None:
 
 
 def test_a_torch_that_cannot_be_told_to_skip_frames_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch._C, "_dynamo", types.SimpleNamespace())
-    drawn = deterministic(0)(kit.draws)
+    with monkeypatch.context() as older:
+        older.setattr(torch._C, "_dynamo", types.SimpleNamespace())
+        drawn = deterministic(0)(kit.draws)
     assert drawn() == kit.reference(0)[0]
     assert dynamo.waiting == []
