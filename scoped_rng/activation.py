@@ -285,7 +285,7 @@ def find(scope: Scope) -> Activation | None:
             return activation
     for base in _suspended.values():
         for activation, _ in base.inside:
-            if activation.scope is scope:
+            if activation.scope is scope and activation is not base:
                 base.inside = tuple(entry for entry in base.inside if entry[0] is not activation)
                 return activation
     return None

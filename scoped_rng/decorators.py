@@ -8,10 +8,12 @@ import inspect
 import sys
 import types
 from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, SupportsIndex, TypeVar, overload
 
-from .activation import Activation
+from .activation import Activation, Transaction
 from .dynamo import never_compile, skipped
+from .errors import ConcurrentScopeError
 from .scope import Scope, deterministic
 
 __all__ = ["decorate", "fixed_seed"]
@@ -62,7 +64,7 @@ def fixed_seed(seed: Any = 0, *, strict: bool = False, also: Any = (), devices: 
         type(seed), "__get__"
     )  # a classmethod, say, or a property: an error of its own
     if is_decorated and not hasattr(type(seed), "__index__"):
-        return deterministic(0)(seed)
+        return deterministic(0, strict=strict, also=also, devices=devices)(seed)
     return deterministic(seed, strict=strict, also=also, devices=devices)
 
 
@@ -77,6 +79,8 @@ def decorate(scope: Scope, fn: Any) -> Any:
         return _decorate_tests(scope, fn)
     if isinstance(fn, (staticmethod, classmethod)):
         return type(fn)(decorate(scope, fn.__func__))
+    if isinstance(fn, functools.partialmethod):
+        return functools.partialmethod(decorate(scope, fn.func), *fn.args, **fn.keywords)
     if not callable(fn):
         raise TypeError(
             f"{scope!r} decorates functions, methods, callable objects and test classes, got {type(fn).__name__} "
@@ -88,20 +92,34 @@ def decorate(scope: Scope, fn: Any) -> Any:
         return fn
     if type(fn).__name__ == "FixtureFunctionDefinition":
         raise TypeError(f"{scope!r} decorates the function of a fixture: put it below @pytest.fixture")
-    return functools.update_wrapper(never_compile(_wrapper(scope, fn)), fn)
+    # Not the attributes of an object that can be called, a module's, say: they would be copies that go stale.
+    wrapper = functools.update_wrapper(_wrapper(scope, fn), fn, updated=("__dict__",) if inspect.isroutine(fn) else ())
+    for name in [name for name in vars(wrapper) if name.startswith("_torchdynamo") or name in _OF_COMPILED]:
+        delattr(wrapper, name)  # by which dynamo would go to the compiled function itself, past the scope
+    return never_compile(wrapper)
+
+
+_OF_COMPILED = ("get_compiler_config", "_is_torch_compile")
 
 
 def _decorate_tests(scope: Scope, cls: type) -> type:
-    names = [name for name in dir(cls) if name.startswith("test") and inspect.isroutine(getattr(cls, name))]
-    if not names:
+    tests = {name: inspect.getattr_static(cls, name) for name in dir(cls) if name.startswith("test")}
+    tests = {name: test for name, test in tests.items() if callable(getattr(cls, name)) and not isinstance(test, type)}
+    if not tests:
         raise TypeError(
             f"{scope!r} decorates the methods of a class whose names start with 'test', and {cls.__name__} has none; "
             "decorate its methods one by one"
         )
-    for name in names:
-        method = inspect.getattr_static(cls, name)
-        is_shared = name not in vars(cls) and hasattr(getattr(method, "hypothesis", None), "inner_test")
-        setattr(cls, name, _inherited(scope, method) if is_shared else decorate(scope, method))
+    decorated = {}
+    for name, test in tests.items():
+        if name not in vars(cls) and hasattr(getattr(test, "hypothesis", None), "inner_test"):
+            decorated[name] = _inherited(scope, test)
+        else:
+            decorated[name] = decorate(scope, test)
+            if not hasattr(test, "__get__"):  # an object that can be called, which does not take self
+                decorated[name] = staticmethod(decorated[name])
+    for name, test in decorated.items():
+        setattr(cls, name, test)
     return cls
 
 
@@ -198,12 +216,17 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
 
         return coroutine
 
+    inner = inspect.unwrap(kind)
+    hides_body = inner is not kind and (inspect.iscoroutinefunction(inner) or inspect.isgeneratorfunction(inner))
+
     def function(*args: Any, **kwargs: Any) -> Any:
         activation, failed = Activation(scope), True
         try:
             try:
                 activation.start()
                 result = fn(*args, **kwargs)
+                if hides_body:
+                    _refuse_what_has_not_run(scope, fn, result)
             finally:
                 activation.stop()
             failed = False
@@ -213,6 +236,18 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
             activation.report(sys.exc_info()[1] if failed else None)
 
     return function
+
+
+def _refuse_what_has_not_run(scope: Scope, fn: Any, result: Any) -> None:
+    """Raise where a call has only made what will run the body later, outside of the scope."""
+    later = (AbstractContextManager, AbstractAsyncContextManager, types.CoroutineType, types.GeneratorType)
+    if isinstance(result, later):
+        if isinstance(result, types.CoroutineType):
+            result.close()
+        raise TypeError(
+            f"{scope!r} decorates {fn.__name__}, whose body has not run when the call returns a "
+            f"{type(result).__name__}; put it below the other decorators (@contextmanager, say), next to the function"
+        )
 
 
 def _advance(activation: Activation, call: list[Any]) -> tuple[bool, list[Any]]:
@@ -292,11 +327,18 @@ class _Thrown:
 
 def _close(activation: Activation, body: Any) -> None:
     """Close a body that was interrupted between two steps, in its own scope; else it has ended."""
+    aside = Transaction()
     try:
         if activation.inside:
             activation.resume()
+    except ConcurrentScopeError:  # another thread's scope is open, which what the body still draws must not move
+        aside.take(activation.scope.plan())
+        raise
     finally:
-        body.close()
+        try:
+            body.close()
+        finally:
+            aside.put_back()
 
 
 class _Closing:

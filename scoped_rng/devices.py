@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 
 __all__ = ["check_devices", "device_streams"]
@@ -180,6 +181,11 @@ def _backends() -> list[Backend]:
     return _private_use
 
 
+def default_generators() -> list[Any]:
+    """Return the generators that the accelerators' global functions draw from."""
+    return [generator for backend in _backends() for generator in getattr(backend.module, "default_generators", ())]
+
+
 def check_devices(devices: Any) -> tuple[torch.device, ...] | None:
     """Return the devices that ``devices=`` names, or None for all that are initialised.
 
@@ -201,6 +207,8 @@ def check_devices(devices: Any) -> tuple[torch.device, ...] | None:
 
 
 def _check_device(given: Any) -> torch.device:
+    if isinstance(given, np.integer):
+        given = int(given)
     if isinstance(given, bool) or not isinstance(given, (int, str, torch.device)):
         raise TypeError(
             f"a device is a str such as 'cuda:1', a torch.device or an int, got {type(given).__name__} {given!r}"

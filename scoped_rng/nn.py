@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.utils._python_dispatch as python_dispatch
+from torch.nn.parameter import is_lazy
 
 __all__ = ["BuffersValue", "ModuleBuffers", "ModuleTable", "without_modes"]
 
@@ -54,6 +55,11 @@ class ModuleBuffers:
     def __init__(self, name: str, module: torch.nn.Module) -> None:
         self.name = name
         self.subject = module
+        lazy = [name for name, buffer in module.named_buffers() if is_lazy(buffer)]
+        if lazy:
+            raise ValueError(
+                f"{self.name} has buffers without a shape yet: {', '.join(lazy)}; run one forward pass before the scope"
+            )
 
     def take(self) -> BuffersValue:
         tables = [ModuleTable.of(module) for module in self.subject.modules()]

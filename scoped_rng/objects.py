@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from . import nn
+from .devices import default_generators
 from .dynamo import skipped
 from .registry import Direct, Held, Keyed, is_global, is_stream
 
@@ -29,8 +30,9 @@ class GeneratorStream:
     kind = "numpy.generator"
 
     def __init__(self, name: str, subject: np.random.Generator) -> None:
-        self.name, self.subject = name, subject
+        self.name = name
         self._bits: Any = subject.bit_generator
+        self.subject = self._bits  # which another Generator may have as well
         sequence = self._bits.seed_seq
         self._sequence: Any = sequence if isinstance(sequence, np.random.SeedSequence) else None
 
@@ -78,6 +80,17 @@ class RandomStateStream:
 _GLOBAL_OBJECTS = (getattr(np.random.mtrand, "_rand", None), torch.default_generator)
 
 
+def _draws_from_global(subject: Any) -> bool:
+    """Return whether it is over NumPy's global bit generator, or is an accelerator's own generator."""
+    bits = getattr(subject, "bit_generator", getattr(subject, "_bit_generator", None))
+    if isinstance(bits, np.random.MT19937):
+        return bits is _numpy.get_bit_generator()
+    return isinstance(subject, torch.Generator) and any(subject is known for known in default_generators())
+
+
+_numpy: Any = np.random  # whose stubs leave out get_bit_generator
+
+
 @skipped
 def adapt_all(also: Any) -> tuple[Held, ...]:
     """Return what a scope needs to hold the user's objects ``also``: one object, or a list or tuple of them."""
@@ -94,7 +107,7 @@ def adapt(subject: Any, position: int) -> Held:
         ValueError: it is one of the global streams.
     """
     name = f"also[{position}]"
-    if is_global(subject) or any(subject is known for known in _GLOBAL_OBJECTS):
+    if is_global(subject) or any(subject is known for known in _GLOBAL_OBJECTS) or _draws_from_global(subject):
         raise ValueError(f"{name} is {subject!r}, a global stream, which every scope covers; leave it out of also=")
     held: Held
     if isinstance(subject, torch.nn.Module):

@@ -41,7 +41,7 @@ class Scope:
             dynamo.skip_frames()
         self._name = name
         self._seed = seed
-        self._also: tuple[Held, ...] = () if also == () else streams().adapt_all(also)
+        self._also: tuple[Held, ...] = () if isinstance(also, tuple) and not also else streams().adapt_all(also)
         self._devices = None if devices is None else streams().check_devices(devices)
         self._strict = strict
         self._state = state

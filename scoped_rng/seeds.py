@@ -25,6 +25,8 @@ def check_seed(seed: SupportsIndex) -> int:
         except TypeError:
             if isinstance(seed, str):
                 hint = f"derive one from the name: fold_in(0, {seed!r})"
+            elif callable(seed):
+                hint = "with no seed to give, decorate with @fixed_seed or @isolated()"
             elif seed is None:
                 hint = "give a number, or use isolated() for a scope that does not seed"
             else:
@@ -45,7 +47,9 @@ def _index(value: Any) -> int:
         raise TypeError("a bool is not a number")
     try:
         return operator.index(value)
-    except RuntimeError:  # torch's uint64 beyond the range of int64
+    except RuntimeError:  # torch's uint64 beyond the range of int64, or a meta tensor
+        if getattr(value, "is_meta", True):
+            raise TypeError("there is no value") from None
         return operator.index(value.item())
 
 
@@ -84,7 +88,9 @@ def fold_in(seed: SupportsIndex, *path: SupportsIndex | str) -> int:
             kind, data = b"s", element.encode("utf-8", "surrogatepass")
         else:
             try:
-                kind, data = b"i", b"%d" % _index(element)
+                number = _index(element)
+                # Python refuses to write thousands of digits, unless told otherwise.
+                kind, data = (b"i", b"%d" % number) if number.bit_length() < 2048 else (b"x", b"%x" % number)
             except TypeError:
                 raise TypeError(
                     f"fold_in takes ints and strings, got {type(element).__name__} {element!r}; "

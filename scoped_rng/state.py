@@ -106,8 +106,9 @@ class RngState:
             transaction.take(stream for stream, _ in values)
             for stream, value in values:
                 stream.put(value)
-        except BaseException:
+        except BaseException as error:
             transaction.put_back()
+            transaction.report(error)
             raise
 
     def values_for(self, ambient: list[Held], also: tuple[Held, ...], missing: Missing) -> list[tuple[Held, Any]]:

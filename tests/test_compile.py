@@ -566,3 +566,11 @@ def test_a_torch_that_cannot_be_told_to_skip_frames_is_left_alone(monkeypatch: p
         drawn = deterministic(0)(kit.draws)
     assert drawn() == kit.reference(0)[0]
     assert dynamo.waiting == []
+
+
+def test_a_decorated_compiled_function_keeps_its_scope_inside_of_another_compiled_one() -> None:
+    inner = fixed_seed(torch.compile(lambda x: x * torch.rand(1), backend="eager"))
+    outer = torch.compile(lambda x: inner(x) + 1, backend="eager")
+    before = kit.continuation()
+    assert outer(torch.ones(1)) == outer(torch.ones(1)) == inner(torch.ones(1)) + 1
+    assert kit.continuation() == before

@@ -15,6 +15,7 @@ import re
 import threading
 import types
 import unittest
+import unittest.mock
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -26,6 +27,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import scoped_rng.decorators
 from scoped_rng import activation, capture, deterministic, fixed_seed, isolated, replay
 from tests import kit
 
@@ -449,11 +451,10 @@ class Unusual:
 
     wrapped = property(lambda self: 1)
     cached = functools.cached_property(lambda self: 1)
-    part = functools.partialmethod(lambda self: 1)
 
 
 @pytest.mark.parametrize("make", [fixed_seed, fixed_seed(0), deterministic(0)], ids=["bare", "called", "deterministic"])
-@pytest.mark.parametrize("name", ["wrapped", "cached", "part"])
+@pytest.mark.parametrize("name", ["wrapped", "cached"])
 def test_what_cannot_be_called_is_refused_with_a_word_on_where_to_put_the_decorator(make: Any, name: str) -> None:
     thing = vars(Unusual)[name]
     told = (
@@ -1748,3 +1749,95 @@ def test_a_suspension_costs_each_stream_at_most_what_two_empty_scopes_do(form: s
         body.step()
         assert rng.calls == {"take": 2, "put": 2, "seed": 0}
     body.close()
+
+
+# What other decorators have made of a function.
+
+
+def test_every_kind_of_test_in_a_class_starts_from_the_seed() -> None:
+    class Called:
+        def __call__(self) -> Any:
+            return draw()
+
+    @fixed_seed(7)
+    class Tests:
+        def base(self, scale: int) -> Any:
+            return draw()
+
+        test_part = functools.partialmethod(base, scale=2)
+        test_called = Called()
+
+    first = kit.reference(7)[0]
+    assert Tests().test_part() == Tests().test_called() == first
+
+
+def test_a_class_with_something_that_cannot_be_decorated_is_left_whole() -> None:
+    class Tests:
+        def test_one(self) -> None: ...
+
+        test_two = functools.partialmethod(lambda self: None)
+
+    Tests.test_two.__dict__["hypothesis"] = None  # type: ignore[attr-defined]
+    before = dict(vars(Tests))
+    with pytest.raises(TypeError), unittest.mock.patch.object(scoped_rng.decorators, "decorate", side_effect=TypeError):
+        scoped_rng.decorators._decorate_tests(deterministic(0), Tests)
+    assert dict(vars(Tests)) == before
+
+
+def passing(fn: Any) -> Any:
+    """Wrap a function in a plain one, as a decorator that does not know of coroutines does."""
+
+    @functools.wraps(fn)
+    def inner(*args: Any) -> Any:
+        return fn(*args)
+
+    return inner
+
+
+def a_generator() -> Iterator[Any]:
+    yield draw()
+
+
+async def a_coroutine() -> Any:
+    return draw()
+
+
+@pytest.mark.parametrize(
+    ("made", "result"),
+    [
+        (contextlib.contextmanager(a_generator), "_GeneratorContextManager"),
+        (passing(a_generator), "generator"),
+        (passing(a_coroutine), "coroutine"),
+    ],
+    ids=["a context manager", "a generator", "a coroutine"],
+)
+def test_a_call_that_only_makes_what_runs_the_body_later_is_refused(made: Any, result: str) -> None:
+    before = process()
+    told = (
+        f"deterministic(7) decorates {made.__name__}, whose body has not run when the call returns a {result}; put it "
+        "below the other decorators (@contextmanager, say), next to the function"
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(told)}$"):
+        fixed_seed(7)(made)()
+    assert process() == before
+
+
+def test_a_decorator_that_runs_a_coroutine_to_its_end_is_no_such_thing() -> None:
+    @functools.wraps(a_coroutine)
+    def run() -> Any:
+        return asyncio.run(a_coroutine())
+
+    assert fixed_seed(7)(run)() == kit.reference(7)[0]
+
+
+def test_fixed_seed_on_a_function_takes_the_other_arguments_too() -> None:
+    rng = random.Random(3)
+    drawn = fixed_seed(lambda: rng.random(), strict=False, also=rng)  # type: ignore[call-overload]
+    assert drawn() == drawn()
+
+
+def test_an_object_that_can_be_called_keeps_its_attributes_to_itself() -> None:
+    net = torch.nn.Dropout()
+    wrapped = fixed_seed(net)
+    assert not hasattr(wrapped, "training")
+    assert torch.equal(wrapped(torch.ones(64)), wrapped(torch.ones(64)))

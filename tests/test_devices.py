@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 import scoped_rng
 from scoped_rng import RngState, StateMismatchError, capture, deterministic, fixed_seed, isolated, replay
+from scoped_rng.devices import check_devices
 from tests import kit
 from tests.fake_device import (
     NAME,
@@ -1010,3 +1012,8 @@ def test_scopes_initialise_no_backend() -> None:
             list(generate())
         """
     )
+
+
+def test_a_numpy_integer_is_the_number_of_a_device() -> None:
+    with pytest.raises(ValueError, match=r"^torch knows no device 1: "):
+        check_devices([np.int64(1)])

@@ -372,3 +372,19 @@ def test_different_parents_give_different_children(several: Any, path: Any) -> N
 @given(st.text(st.characters(codec=None, categories=["Cs"]), min_size=1, max_size=3))
 def test_lone_surrogates_can_be_folded_in(text: str) -> None:
     assert fold_in(0, text) != fold_in(0, text + "\ud800")
+
+
+def test_a_decorator_without_its_brackets_is_told_what_to_write() -> None:
+    with pytest.raises(TypeError, match=r"with no seed to give, decorate with @fixed_seed or @isolated\(\)$"):
+
+        @isolated  # type: ignore[arg-type]
+        def drawing() -> None: ...
+
+
+def test_a_meta_tensor_is_no_seed() -> None:
+    with pytest.raises(TypeError, match=r"^a seed must be an int in \[0, 2\*\*64\), got Tensor"):
+        deterministic(torch.tensor(1, device="meta"))
+
+
+def test_a_number_of_any_length_can_be_folded_in() -> None:
+    assert fold_in(0, 1 << 20000) != fold_in(0, 1 << 20001)

@@ -21,6 +21,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.utils import check_random_state
 
 from scoped_rng import (
+    ScopeOrderWarning,
     capture,
     deterministic,
     fixed_seed,
@@ -1250,3 +1251,29 @@ def test_taking_back_a_stream_that_is_not_registered_is_refused_and_tells_which_
     finally:
         unregister_stream("zebra")
         unregister_stream("ape")
+
+
+@pytest.mark.parametrize("over", [np.random.Generator, np.random.RandomState])
+def test_a_generator_over_the_global_bit_generator_is_refused_since_every_scope_covers_it(over: Any) -> None:
+    with pytest.raises(ValueError, match=r"a global stream, which every scope covers; leave it out of also=$"):
+        deterministic(0, also=over(np.random.get_bit_generator()))
+
+
+def test_two_generators_over_one_bit_generator_are_one_stream_to_scopes_left_out_of_order() -> None:
+    bits = np.random.PCG64(3)
+    one, two, twin = np.random.Generator(bits), np.random.Generator(bits), np.random.default_rng(np.random.PCG64(3))
+    outer, inner = isolated(0, also=one), isolated(0, also=two)
+    outer.__enter__()
+    one.random()
+    inner.__enter__()
+    two.random()
+    with pytest.warns(ScopeOrderWarning):
+        outer.__exit__(None, None, None)
+    inner.__exit__(None, None, None)
+    assert one.random() == twin.random()
+
+
+@pytest.mark.parametrize("wrong", [np.array([1, 2]), np.array(3)], ids=["an array", "a number"])
+def test_an_array_is_refused_as_an_object_whatever_it_makes_of_a_comparison(wrong: Any) -> None:
+    with pytest.raises(TypeError, match=r"^also\[0\] is ndarray"):
+        deterministic(0, also=wrong)
