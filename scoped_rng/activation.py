@@ -167,7 +167,7 @@ class Activation(Transaction):
         _suspended.pop(id(self), None)
 
     def _push(self) -> None:
-        self.parent = _innermost_here()
+        self.parent = None if _chain.get() is None else _innermost_here()
         self.thread = threading.get_ident()
         self.task = _current_task()
         _stack.append(self)

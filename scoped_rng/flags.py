@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 import os
 import sys
 from collections.abc import Callable
@@ -119,9 +120,10 @@ class Flags:
 def read_inductor() -> bool | None:
     """Return inductor's own switch, or None where it has none."""
     config: Any = sys.modules[INDUCTOR]
-    # The public attribute takes 1 µs to read. What it gives first is what somebody has set.
-    entry = getattr(config, "_config", {}).get("deterministic")
-    override = getattr(entry, "user_override", None)
+    # The public attribute takes 1 µs to read. What it gives first is what was set, in newer torch for a context.
+    override = getattr(vars(config).get("_config", {}).get("deterministic"), "user_override", None)
+    if isinstance(override, contextvars.ContextVar):
+        override = override.get(None)
     return override if isinstance(override, bool) else getattr(config, "deterministic", None)
 
 
@@ -130,7 +132,7 @@ def write_inductor(deterministic: bool | None) -> None:
     config: Any = sys.modules[INDUCTOR]
     if deterministic is None:
         deterministic = os.environ.get("TORCHINDUCTOR_DETERMINISTIC") == "1"
-    if "deterministic" in getattr(config, "_config", ()) or hasattr(config, "deterministic"):
+    if "deterministic" in vars(config).get("_config", ()) or hasattr(config, "deterministic"):
         config.deterministic = deterministic
 
 

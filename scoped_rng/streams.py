@@ -49,11 +49,14 @@ class PythonStream:
     subject: Any = random
 
     def __init__(self, direct: bool | None = None) -> None:
-        self._generator: Any = random.getstate.__self__  # type: ignore[attr-defined]
+        generator: random.Random = random.getstate.__self__  # type: ignore[attr-defined]
+        self._generator: Any = generator
         self._memory: Any = None
-        if _python_memory_is_as_known(self._generator) if direct is None else direct:
-            self._memory = _python_memory(self._generator)
-        self.seed: Callable[[int], Any] = random.seed
+        self._seed: Callable[[int], Any] = random.seed
+        if _python_memory_is_as_known(generator) if direct is None else direct:
+            self._memory = _python_memory(generator)
+            # Under random.Random's own, which only looks at the kind of seed and forgets the gaussian.
+            self._seed = super(random.Random, generator).seed
 
     def take(self) -> Any:
         if self._memory is None:
@@ -65,6 +68,10 @@ class PythonStream:
             random.setstate(value)
         else:
             self._memory.raw, self._generator.gauss_next = value
+
+    def seed(self, seed: int) -> None:
+        self._seed(seed)
+        self._generator.gauss_next = None
 
     def as_tuple(self, value: Any) -> Any:
         """Return what `take` gave as ``random.getstate`` gives it."""
