@@ -20,7 +20,7 @@ FORMAT, VERSION = "scoped_rng.RngState", 1
 
 @never_compile
 def streams() -> Any:
-    # numpy and torch are imported by the first use, not by importing the package.
+    """Return the module of the streams; the first call imports numpy and torch, importing the package does not."""
     global _streams
     if _streams is None:
         from . import streams as _streams
