@@ -217,7 +217,8 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
         return coroutine
 
     inner = inspect.unwrap(kind)
-    hides_body = inner is not kind and (inspect.iscoroutinefunction(inner) or inspect.isgeneratorfunction(inner))
+    checks = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    hides_body = inner is not kind and any(check(inner) for check in checks)
 
     def function(*args: Any, **kwargs: Any) -> Any:
         activation, failed = Activation(scope), True
@@ -240,7 +241,13 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _refuse_what_has_not_run(scope: Scope, fn: Any, result: Any) -> None:
     """Raise where a call has only made what will run the body later, outside of the scope."""
-    later = (AbstractContextManager, AbstractAsyncContextManager, types.CoroutineType, types.GeneratorType)
+    later = (
+        AbstractContextManager,
+        AbstractAsyncContextManager,
+        types.CoroutineType,
+        types.GeneratorType,
+        types.AsyncGeneratorType,
+    )
     if isinstance(result, later):
         if isinstance(result, types.CoroutineType):
             result.close()
