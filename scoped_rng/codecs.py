@@ -19,9 +19,10 @@ import torch
 from .dynamo import skipped
 from .errors import StateFormatError, StateMismatchError
 from .nn import BuffersValue, ModuleTable, without_modes
+from .numpy_streams import EntropySource, NumPyStream
 from .plain import decode, encode
 from .registry import Held, Keyed
-from .streams import EntropySource, NumPyStream, PythonStream
+from .streams import PythonStream
 
 __all__ = ["from_tensors", "pack", "to_tensors", "value"]
 

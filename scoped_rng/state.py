@@ -23,7 +23,7 @@ def streams() -> Any:
     """Return the module of the streams; the first call imports numpy and torch, importing the package does not."""
     global _streams
     if _streams is None:
-        from . import streams as _streams
+        from . import ambient as _streams
     return _streams
 
 

@@ -11,8 +11,8 @@ from collections.abc import Callable
 import pytest
 
 # pytest forgets the modules that a suite run in this process is the first to import; these must not be among them.
-import scoped_rng.codecs
-import scoped_rng.streams  # noqa: F401
+import scoped_rng.ambient
+import scoped_rng.codecs  # noqa: F401
 from tests import kit
 
 pytest_plugins = ["pytester"]

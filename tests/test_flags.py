@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoped_rng import DeterminismWarning, capture, deterministic, fixed_seed, flags, isolated, replay, streams
+from scoped_rng import DeterminismWarning, ambient, capture, deterministic, fixed_seed, flags, isolated, replay
 from tests import kit
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
@@ -357,7 +357,7 @@ def test_the_real_inductors_switch_is_put_back_wherever_it_was_imported() -> Non
 def cuda_is_built(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
     """Let the flags believe that CUDA is built; give a function that tells them whether it is initialised."""
     monkeypatch.delenv(CUBLAS, raising=False)
-    for held in (streams.STRICT, streams.WARN):
+    for held in (ambient.STRICT, ambient.WARN):
         monkeypatch.setattr(held, "_cuda_is_built", True)
 
     def is_initialised(answer: bool) -> None:
@@ -469,7 +469,7 @@ def test_when_the_warning_is_an_error_nothing_is_changed(cuda_is_built: Any, for
 
 def test_a_build_without_cuda_does_not_get_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CUBLAS, raising=False)
-    for held in (streams.STRICT, streams.WARN):
+    for held in (ambient.STRICT, ambient.WARN):
         monkeypatch.setattr(held, "_cuda_is_built", False)
     for strict in (False, True):
         with deterministic(0, strict=strict):

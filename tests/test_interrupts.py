@@ -29,10 +29,10 @@ from scoped_rng import (
     deterministic,
     fixed_seed,
     isolated,
+    numpy_streams,
     register_stream,
     replay,
     scope,
-    streams,
     unregister_stream,
 )
 from tests import kit
@@ -106,7 +106,7 @@ class Run:
 def release_locks() -> None:
     # A trace function can raise where no signal can: at the line event between the last line of `with lock:` and the
     # release. Such a lock would stay with this thread for ever, and the next test with another thread would hang.
-    for lock in (np.random.get_bit_generator().lock, activation._lock, streams._entropy_lock):
+    for lock in (np.random.get_bit_generator().lock, activation._lock, numpy_streams._entropy_lock):
         while lock._is_owned():
             lock.release()
 

@@ -22,11 +22,13 @@ from sklearn.utils import check_random_state
 
 from scoped_rng import (
     ScopeOrderWarning,
+    ambient,
     capture,
     deterministic,
     fixed_seed,
     fold_in,
     isolated,
+    numpy_streams,
     register_stream,
     replay,
     streams,
@@ -173,18 +175,18 @@ def test_a_python_whose_memory_cannot_be_copied_gets_the_plain_way(lacks: str, m
 # NumPy's global stream
 
 
-def plain_stream() -> streams.NumPyStream:
-    return streams.NumPyStream(direct=False)
+def plain_stream() -> numpy_streams.NumPyStream:
+    return numpy_streams.NumPyStream(direct=False)
 
 
-def stream_without_the_short_cut_for_gaussians() -> streams.NumPyStream:
-    stream = streams.NumPyStream()
-    stream._put_gaussian = streams._put_gaussian
+def stream_without_the_short_cut_for_gaussians() -> numpy_streams.NumPyStream:
+    stream = numpy_streams.NumPyStream()
+    stream._put_gaussian = numpy_streams._put_gaussian
     return stream
 
 
-WAYS: dict[str, Callable[[], streams.NumPyStream]] = {
-    "direct": streams.NumPyStream,
+WAYS: dict[str, Callable[[], numpy_streams.NumPyStream]] = {
+    "direct": numpy_streams.NumPyStream,
     "plain": plain_stream,
     "slow gaussian": stream_without_the_short_cut_for_gaussians,
 }
@@ -212,7 +214,7 @@ def numpy_continuation() -> list[Any]:
 
 
 @pytest.fixture(params=WAYS.values(), ids=WAYS)
-def stream(request: pytest.FixtureRequest) -> streams.NumPyStream:
+def stream(request: pytest.FixtureRequest) -> numpy_streams.NumPyStream:
     return request.param()
 
 
@@ -275,14 +277,14 @@ def test_what_one_way_has_taken_the_other_ways_can_put(reader: Any, writer: Any)
 
 
 def test_numpys_memory_is_laid_out_as_the_direct_way_expects() -> None:
-    assert streams._mt19937_memory_is_as_known()
-    assert streams._puts_gaussian_alone()
-    assert streams.NumPyStream()._direct
+    assert numpy_streams._mt19937_memory_is_as_known()
+    assert numpy_streams._puts_gaussian_alone()
+    assert numpy_streams.NumPyStream()._direct
 
 
 def test_a_numpy_with_another_memory_layout_gets_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_mt19937_memory_is_as_known", lambda: False)
-    stream = streams.NumPyStream()
+    monkeypatch.setattr(numpy_streams, "_mt19937_memory_is_as_known", lambda: False)
+    stream = numpy_streams.NumPyStream()
     np.random.standard_normal()
     expected = numpy_continuation()
     value = stream.take()
@@ -293,8 +295,8 @@ def test_a_numpy_with_another_memory_layout_gets_the_plain_way(monkeypatch: pyte
 
 
 def test_a_numpy_that_has_more_or_less_in_its_memory_is_known_by_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_MersenneMemory", ctypes.c_char * 2499)
-    assert not streams._mt19937_memory_is_as_known()
+    monkeypatch.setattr(numpy_streams, "MersenneMemory", ctypes.c_char * 2499)
+    assert not numpy_streams._mt19937_memory_is_as_known()
 
 
 def test_a_numpy_whose_lock_cannot_be_taken_twice_gets_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -302,15 +304,15 @@ def test_a_numpy_whose_lock_cannot_be_taken_twice_gets_the_plain_way(monkeypatch
         bits = np.random.MT19937(seed)
         return types.SimpleNamespace(state=bits.state, ctypes=bits.ctypes, lock=threading.Lock(), kept=bits)
 
-    monkeypatch.setattr(streams, "_MT19937", with_a_plain_lock)
-    assert not streams._mt19937_memory_is_as_known()
+    monkeypatch.setattr(numpy_streams, "_MT19937", with_a_plain_lock)
+    assert not numpy_streams._mt19937_memory_is_as_known()
 
 
 def test_a_numpy_that_reads_a_state_in_another_order_gets_the_slow_way_to_put_a_gaussian(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(streams, "_puts_gaussian_alone", lambda: False)
-    assert streams.NumPyStream()._put_gaussian is streams._put_gaussian
+    monkeypatch.setattr(numpy_streams, "_puts_gaussian_alone", lambda: False)
+    assert numpy_streams.NumPyStream()._put_gaussian is numpy_streams._put_gaussian
 
 
 @pytest.mark.parametrize("cached", [True, False])
@@ -321,7 +323,7 @@ def test_an_interrupt_while_the_gaussian_is_looked_for_leaves_numpys_stream_as_i
     np.random.seed(5)
     if cached:
         np.random.standard_normal()
-    stream, expected = streams.NumPyStream(), numpy_continuation()
+    stream, expected = numpy_streams.NumPyStream(), numpy_continuation()
     interrupts = [KeyboardInterrupt]
 
     def interrupted(*arguments: Any) -> Any:
@@ -330,10 +332,10 @@ def test_an_interrupt_while_the_gaussian_is_looked_for_leaves_numpys_stream_as_i
         return set_bit_generator(*arguments)
 
     if where == "after it":
-        set_bit_generator = streams._set_bit_generator
-        monkeypatch.setattr(streams, "_set_bit_generator", interrupted)
+        set_bit_generator = numpy_streams._set_bit_generator
+        monkeypatch.setattr(numpy_streams, "_set_bit_generator", interrupted)
     else:
-        monkeypatch.setattr(streams, "_standard_normal", interrupted)
+        monkeypatch.setattr(numpy_streams, "_standard_normal", interrupted)
     with pytest.raises(KeyboardInterrupt):
         stream.take()
     assert numpy_draws() == expected
@@ -593,12 +595,14 @@ def test_entropy_of_any_size_is_within_its_bits() -> None:
 def test_a_numpy_without_the_place_keeps_its_entropy_fresh_and_everything_else_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    specification: Any = importlib.util.spec_from_file_location("scoped_rng.streams_again", streams.__file__)
+    specification: Any = importlib.util.spec_from_file_location("scoped_rng.streams_again", numpy_streams.__file__)
     again = importlib.util.module_from_spec(specification)
     with monkeypatch.context() as patch:
         patch.setattr(np.random, "bit_generator", types.SimpleNamespace())
         specification.loader.exec_module(again)
-    monkeypatch.setattr(streams, "_global_streams", again._global_streams)
+    assert again.NUMPY_STREAMS == [again.NUMPY]
+    torch_stream = ambient._global_streams[2]
+    monkeypatch.setattr(ambient, "_global_streams", [streams.PYTHON, *again.NUMPY_STREAMS, torch_stream])
     before = kit.continuation()
     with deterministic(0):
         assert kit.draws() == kit.reference(0)[0]
