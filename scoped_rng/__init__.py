@@ -4,6 +4,7 @@ from .decorators import fixed_seed
 from .errors import (
     ConcurrentScopeError,
     DeterminismWarning,
+    LeakWarning,
     RestoreError,
     RestoreWarning,
     ScopedRngError,
@@ -19,6 +20,7 @@ from .state import RngState, capture
 __all__ = [
     "ConcurrentScopeError",
     "DeterminismWarning",
+    "LeakWarning",
     "RestoreError",
     "RestoreWarning",
     "RngState",

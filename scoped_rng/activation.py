@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .registry import Held
     from .scope import Scope
 
-__all__ = ["Activation", "Transaction", "find"]
+__all__ = ["Activation", "Transaction", "ambient_value", "find"]
 
 
 class Transaction:
@@ -86,6 +86,7 @@ class Activation(Transaction):
     """
 
     left_early = False
+    is_guest = False  # round code whose own scopes may be older or outlive it: the halves of a fixture
     parent: Activation | None = None
     thread = 0
     task: weakref.ref[Any] | None = None
@@ -111,7 +112,9 @@ class Activation(Transaction):
         """Put everything back and close the activation."""
         if self in _stack:
             if _stack[-1] is not self:
-                self.trouble = self.left_early = True
+                later = _stack[_stack.index(self) + 1 :]
+                if not (self.is_guest or all(activation.is_guest for activation in later)):
+                    self.trouble = self.left_early = True
                 self._hand_over()
             self.put_back()
             self._pop()
@@ -257,7 +260,8 @@ def _refuse_unless_nested(top: Activation) -> None:
 def _in_backward_thread() -> bool:
     # autograd runs backward on a thread of its own for each accelerator, which knows no context, while the thread that
     # called backward() waits. There is no public way to ask.
-    graph_task: Callable[[], int] | None = getattr(sys.modules["torch"]._C, "_current_graph_task_id", None)
+    core = getattr(sys.modules.get("torch"), "_C", None)
+    graph_task: Callable[[], int] | None = getattr(core, "_current_graph_task_id", None)
     return (
         graph_task is not None and graph_task() != -1 and isinstance(threading.current_thread(), threading._DummyThread)
     )
@@ -289,3 +293,12 @@ def find(scope: Scope) -> Activation | None:
                 base.inside = tuple(entry for entry in base.inside if entry[0] is not activation)
                 return activation
     return None
+
+
+def ambient_value(held: Held) -> Any:
+    """Return the value outside of all open scopes."""
+    for activation in _stack:
+        for other, value in activation.undo:
+            if other.subject is held.subject:
+                return value
+    return held.take()

@@ -11,6 +11,7 @@ import warnings
 __all__ = [
     "ConcurrentScopeError",
     "DeterminismWarning",
+    "LeakWarning",
     "RestoreError",
     "RestoreWarning",
     "ScopeOrderWarning",
@@ -57,6 +58,10 @@ class RestoreWarning(RuntimeWarning):
 
 class DeterminismWarning(UserWarning):
     """Tell of what cannot be made deterministic any more in this process, and how to start it instead."""
+
+
+class LeakWarning(UserWarning):
+    """Tell of a test that leaves a global stream moved or a flag changed (``--rng-leaks=warn``)."""
 
 
 def warn(message: str, category: type[Warning]) -> None:

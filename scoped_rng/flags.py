@@ -12,15 +12,24 @@ import torch
 
 from .errors import DeterminismWarning, warn
 
-__all__ = ["STRICT", "WARN", "Flags"]
+__all__ = ["NAMES", "STRICT", "WARN", "Flags"]
 
 _torch: Any = torch  # for what torch leaves untyped
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
 INDUCTOR = "torch._inductor.config"
 
 Values = tuple[bool, bool, bool, bool, bool, bool, "bool | None", "str | None"]
-"""cudnn.deterministic, cudnn.benchmark, mkldnn.deterministic; of deterministic algorithms: fill, on, warn-only;
-inductor's own switch (None: not imported); the cuBLAS variable (None: absent)."""
+NAMES = (
+    "torch.backends.cudnn.deterministic",
+    "torch.backends.cudnn.benchmark",
+    "torch.backends.mkldnn.deterministic",
+    "torch.utils.deterministic.fill_uninitialized_memory",
+    "torch.use_deterministic_algorithms",
+    "warn_only of torch.use_deterministic_algorithms",
+    "torch._inductor.config.deterministic",  # None: not imported
+    CUBLAS,  # None: absent
+)
+"""What `Flags.take` gives, in this order."""
 
 
 class _Switch(NamedTuple):

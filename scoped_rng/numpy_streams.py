@@ -103,7 +103,9 @@ class NumPyStream:
                 self._put_gaussian(gaussian)
 
     def seed(self, seed: int) -> None:
-        self._seeded.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32])
+        # NumPy takes larger seeds as an array of words. Of these two alone it would make the very numbers that Python
+        # makes of the seed, in the same way, so there is a third.
+        self._seeded.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32, 1])
         bits = _get_bit_generator()
         if not isinstance(bits, _MT19937):  # the same numbers whatever is installed outside
             bits = _MT19937(0)

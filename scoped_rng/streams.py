@@ -76,15 +76,15 @@ MersenneMemory = ctypes.c_char * 2500
 PYTHON = PythonStream()
 
 
-def loaded_streams() -> list[Held]:
-    """Return the streams of Python and of those of numpy and torch that are imported already.
+def loaded_streams(devices: Any = None) -> list[Held]:
+    """Return the streams of Python, and of numpy and torch as far as they are imported already.
 
-    For what must not import them: a plugin, which a test suite without torch has as well.
+    For a plugin, which sees processes that never import them.
     """
-    if hasattr(sys.modules.get("torch"), "default_generator"):  # and not in the middle of its import
+    if hasattr(sys.modules.get("torch"), "default_generator"):  # and is not in the middle of its import
         from .ambient import ambient_streams
 
-        streams: list[Held] = ambient_streams()
+        streams: list[Held] = ambient_streams(devices)
         return streams
     if hasattr(sys.modules.get("numpy"), "random"):
         from .numpy_streams import NUMPY_STREAMS

@@ -37,7 +37,7 @@ def draws() -> tuple[float, ...]:
 def seed_everything(seed: int) -> None:
     """Seed the global streams as users do without scoped_rng."""
     random.seed(seed)
-    np.random.seed(seed if seed < 2**32 else [seed & 0xFFFFFFFF, seed >> 32])
+    np.random.seed(seed if seed < 2**32 else [seed & 0xFFFFFFFF, seed >> 32, 1])
     torch.manual_seed(seed)
 
 

@@ -202,7 +202,7 @@ def test_torch_tells_the_seed_inside_and_its_own_outside(seed: int) -> None:
 @pytest.mark.parametrize("seed", [2**32, 2**32 + 5, 2**63, 2**64 - 1])
 def test_numpy_gets_both_words_of_a_large_seed_the_low_one_first(seed: int) -> None:
     with deterministic(seed):
-        assert np.random.random_sample() == np.random.RandomState([seed % 2**32, seed // 2**32]).random_sample()
+        assert np.random.random_sample() == np.random.RandomState([seed % 2**32, seed // 2**32, 1]).random_sample()
 
 
 def test_large_seeds_do_not_collide_in_numpy_nor_in_python() -> None:

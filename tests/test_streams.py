@@ -250,7 +250,7 @@ def test_putting_a_value_brings_back_numpys_stream_with_its_cached_gaussian(stre
 @pytest.mark.parametrize("seed", [0, 2**32 - 1, 2**32, 2**64 - 1])
 def test_seeding_numpys_stream_forgets_the_cached_gaussian(stream: Any, seed: int) -> None:
     stream.seed(seed)
-    fresh = np.random.RandomState([seed % 2**32, seed // 2**32] if seed >= 2**32 else seed)
+    fresh = np.random.RandomState([seed % 2**32, seed // 2**32, 1] if seed >= 2**32 else seed)
     assert list(np.random.standard_normal(3)) == list(fresh.standard_normal(3))
 
 
@@ -610,6 +610,12 @@ def test_a_numpy_without_the_place_keeps_its_entropy_fresh_and_everything_else_w
     with deterministic(0):
         assert np.random.default_rng().random() != drawn
     assert kit.continuation() == before
+
+
+@pytest.mark.parametrize("seed", [2**32, 2**40 + 7, 2**64 - 1])
+def test_python_and_numpy_draw_different_numbers_from_a_large_seed(seed: int) -> None:
+    with deterministic(seed):
+        assert random.random() != np.random.random_sample()
 
 
 def test_scikit_learns_default_random_state_is_covered() -> None:

@@ -1,0 +1,358 @@
+"""The pytest plugin: a seed for every test, and a report of what a test leaves moved.
+
+It covers Python and, as far as they are imported when a test begins, numpy and torch; it imports neither. Without its
+options and marker it adds the fixture `rng_seed` and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import inspect
+import os
+import secrets
+import sys
+from collections.abc import Generator
+from typing import Any, SupportsIndex
+
+import pytest
+
+from .activation import Activation
+from .pytest_leaks import Leaks
+from .scope import Scope
+from .seeds import check_bool, check_seed, fold_in
+from .streams import loaded_streams
+
+__all__ = ["rng_seed"]
+
+MARKER = "fixed_seed"
+SIGNATURE = "fixed_seed(seed=0, *, strict=False, also=(), devices=None)"
+LEAKS = ("ignore", "warn", "error")
+_SCOPE = pytest.StashKey["_Imported | None"]()  # what the marker asks for
+
+
+# What the user asks for
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("scoped_rng", "random streams (scoped_rng)")
+    group.addoption(
+        "--rng-seed",
+        metavar="N|fresh|off",
+        type=_read_seed,
+        help="isolate every test's random streams and seed them by N and the test's name; "
+        "'fresh' picks an N for the run (default: rng_seed in the configuration file, or off)",
+    )
+    group.addoption(
+        "--rng-leaks",
+        metavar="|".join(LEAKS),
+        type=_read_leaks,
+        help="tell of a test that leaves a global random stream moved or a determinism flag changed "
+        "(default: rng_leaks in the configuration file, or ignore)",
+    )
+    parser.addini("rng_seed", "N, fresh or off: the default of --rng-seed", default="off")
+    parser.addini("rng_leaks", "ignore, warn or error: the default of --rng-leaks", default="ignore")
+
+
+def _read_seed(text: str) -> int | str:
+    if text in ("fresh", "off"):
+        return text
+    try:
+        return check_seed(int(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 2**64), 'fresh' or 'off', got {text!r}") from None
+
+
+def _read_leaks(text: str) -> str:
+    if text not in LEAKS:
+        raise argparse.ArgumentTypeError(f"expected 'ignore', 'warn' or 'error', got {text!r}")
+    return text
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", f"{SIGNATURE}: run the test's call from this seed, with the meaning of scoped_rng.fixed_seed"
+    )
+    for name, read in (("rng_seed", _read_seed), ("rng_leaks", _read_leaks)):
+        if getattr(config.option, name) is None:
+            try:
+                setattr(config.option, name, read(config.getini(name)))
+            except argparse.ArgumentTypeError as error:
+                raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from None
+    if config.option.rng_seed == "fresh":
+        config.option.rng_seed = secrets.randbits(32)  # which pytest-xdist hands to its workers, as all options
+    if config.option.rng_seed != "off" or config.option.rng_leaks != "ignore":
+        _register(config)
+
+
+def _register(config: pytest.Config) -> None:
+    seed = config.option.rng_seed
+    config.pluginmanager.register(_Seeding(None if seed == "off" else seed), "scoped_rng_seeding")
+    if config.option.rng_leaks != "ignore":
+        # Last, so that its hooks are round those of the seeding: what a test's own scope holds is no leak.
+        config.pluginmanager.register(Leaks(config.option.rng_leaks), "scoped_rng_leaks")
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    shown = [
+        f"{name}={value}"
+        for name, value in (("--rng-seed", config.option.rng_seed), ("--rng-leaks", config.option.rng_leaks))
+        if value not in ("off", "ignore")
+    ]
+    return f"scoped_rng: {' '.join(shown)}" if shown else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    is_registered = config.pluginmanager.hasplugin("scoped_rng_seeding")
+    if not is_registered and any(item.get_closest_marker(MARKER) for item in items):
+        _register(config)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, Any]:
+    report = yield
+    if report.passed and isinstance(collector, (pytest.Module, pytest.Class)):
+        for cls in _marked_classes_without_tests(collector, report.result):
+            report.outcome = "failed"
+            report.longrepr = (
+                f"{collector.nodeid}: @pytest.mark.{MARKER} on the class {cls}, which has no tests; "
+                "put it on a class with tests, on the tests, or (pytestmark = ...) on the module"
+            )
+    return report
+
+
+def _marked_classes_without_tests(collector: pytest.Module | pytest.Class, collected: list[Any]) -> list[str]:
+    if isinstance(collector, pytest.Class):
+        return [collector.name] if not collected and _is_marked(collector.own_markers) else []
+    return [
+        name
+        for name, cls in vars(collector.obj).items()
+        if inspect.isclass(cls)
+        and cls.__module__ == collector.obj.__name__
+        and _is_marked(vars(cls).get("pytestmark", ()))
+        and not any(node.name == name for node in collected)
+        and not any(collector.funcnamefilter(test) for test in dir(cls))  # else it is a base of others
+    ]
+
+
+def _is_marked(marks: Any) -> bool:
+    return any(
+        getattr(mark, "name", None) == MARKER for mark in (marks if isinstance(marks, (list, tuple)) else [marks])
+    )
+
+
+# Seeding
+
+
+class _Imported(Scope):
+    """A scope over what is imported when it is entered."""
+
+    def with_seed(self, seed: int) -> _Imported:
+        other = copy.copy(self)
+        other._seed = seed
+        return other
+
+    def plan(self) -> list[Any]:
+        plan = [*loaded_streams(self._devices), *self._also]
+        if self._strict is not None and hasattr(sys.modules.get("torch"), "default_generator"):
+            from .ambient import STRICT, WARN
+
+            plan.append(STRICT if self._strict else WARN)
+        return plan
+
+
+def _scope_of_marker(
+    seed: SupportsIndex = 0, *, strict: bool = False, also: Any = (), devices: Any = None
+) -> _Imported:
+    return _Imported(MARKER, check_seed(seed), also, devices, check_bool("strict", strict))
+
+
+def _marked_scope(item: pytest.Item) -> _Imported | None:
+    """Return the scope that the closest marker of a test asks for."""
+    for node, mark in item.iter_markers_with_node(MARKER):
+        try:
+            return _scope_of_marker(*mark.args, **mark.kwargs)
+        except (TypeError, ValueError) as error:
+            told = str(error).replace("_scope_of_marker()", "it")
+            pytest.fail(f"@pytest.mark.{MARKER} on {node.nodeid}: {told}; the marker is {SIGNATURE}", pytrace=False)
+    return None
+
+
+def _seed_of(item: pytest.Item) -> int:
+    scope, run = _marked_scope(item), item.config.option.rng_seed
+    if scope is not None and scope.seed is not None:
+        return scope.seed
+    return fold_in(0 if run == "off" else run, _name(item))
+
+
+def _name(item: pytest.Item) -> str:
+    """Return the node id without the group that pytest-xdist adds to it under ``--dist=loadgroup``."""
+    in_group = item.config.getoption("loadgroup", False) and item.get_closest_marker("xdist_group")
+    return item.nodeid.rpartition("@")[0] if in_group else item.nodeid
+
+
+@pytest.fixture
+def rng_seed(request: pytest.FixtureRequest) -> int:
+    """The test's own seed: the marker's, or one made of ``--rng-seed`` (0 where it is off) and the test's name.
+
+    For explicit generators. The global streams start from the same seed, so derive one for each generator:
+    ``torch.Generator().manual_seed(fold_in(rng_seed, "weights"))``.
+    """
+    return _seed_of(request.node)
+
+
+class _Seeding:
+    """Seed every test (or only those with the marker), with one activation from its setup to its teardown."""
+
+    def __init__(self, seed: int | None) -> None:
+        self._seed = seed
+        # The activation that is in force, behind those that wait for it; None is a wide fixture's without a seed.
+        self._open: list[Activation | None] = []
+        self._reseeds_itself: bool | None = None
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        scope = item.stash[_SCOPE] = _marked_scope(item)
+        if scope is not None:
+            # Not the call's own seed: what a fixture draws would be the very numbers that the test draws.
+            scope = scope.with_seed(fold_in(_seed_of(item), "setup"))
+        elif self._seed is not None:
+            scope = _Imported("isolated", _seed_of(item))
+        if scope is not None:
+            self._switch_off_randomly(item.config)
+            activation = Activation(scope)
+            self._open.append(activation)
+            activation.start()
+        return (yield)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        marked = item.stash.get(_SCOPE, None)
+        if marked is None:
+            return (yield)
+        activation, failed = Activation(marked), True
+        try:
+            try:
+                activation.start()
+                result = yield
+            finally:
+                activation.stop()
+            failed = False
+            return result
+        finally:
+            activation.stop()
+            activation.report(sys.exc_info()[1] if failed else None)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_teardown(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        failed = True
+        try:
+            result = yield
+            failed = False
+            return result
+        finally:
+            self._leave(item.config, sys.exc_info()[1] if failed else None)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None, Any, Any]:
+        """Leave the test that a KeyboardInterrupt or `pytest.exit` has ended: it gets no teardown of its own."""
+        try:
+            return (yield)
+        finally:
+            self._leave(session.config, None)
+
+    def _leave(self, config: pytest.Config, error: BaseException | None) -> None:
+        while self._open:
+            activation = self._open.pop()
+            if activation is not None:
+                _stop(activation)
+                activation.report(error)
+        if self._reseeds_itself is not None:
+            config.option.randomly_reset_seed, self._reseeds_itself = self._reseeds_itself, None
+
+    def _switch_off_randomly(self, config: pytest.Config) -> None:
+        # pytest-randomly seeds inside these hooks, at the borders of the phases; this is the option by which its users
+        # stop it.
+        self._reseeds_itself = getattr(config.option, "randomly_reset_seed", None)
+        if self._reseeds_itself is not None:
+            config.option.randomly_reset_seed = False
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_fixture_setup(
+        self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
+    ) -> Generator[None, Any, Any]:
+        if fixturedef.scope == "function":
+            return (yield)
+        path = (
+            "fixture",
+            request.node.nodeid,
+            fixturedef.baseid,
+            fixturedef.argname,
+            getattr(request, "param_index", 0),
+        )
+        aside = _Aside(self._open, self._seed, (*path, "setup"))
+        after = _Aside(self._open, self._seed, (*path, "teardown"))
+        request.addfinalizer(after.end)  # finalizers run last first: this one behind the fixture's own
+        try:
+            aside.begin()
+            return (yield)
+        finally:
+            aside.end()
+            request.addfinalizer(after.begin)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+        report = yield
+        if report.failed and self._seed is not None:
+            path, colons, names = _name(item).partition("::")
+            path = os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)
+            quoted = (path + colons + names).replace("'", "'\"'\"'")  # for a shell
+            line = f"pytest --rng-seed={self._seed} '{quoted}'"
+            if item.config.getoption("showcapture", "all") == "all":
+                report.sections.append(("repeat this test", line))
+            else:  # pytest does not show these sections
+                getattr(report.longrepr, "addsection", lambda *section: None)("repeat this test", line)
+        return report
+
+
+class _Aside:
+    """Run one half of a wide fixture with the test's activation taken out, under a seed of its own."""
+
+    def __init__(self, open_: list[Activation | None], seed: int | None, path: tuple[Any, ...]) -> None:
+        self._open, self._seed, self._path = open_, seed, path
+        self._has_begun = False
+
+    def begin(self) -> None:
+        self._has_begun = True
+        waiting = self._open[-1] if self._open else None
+        activation = None
+        if self._seed is not None:
+            activation = Activation(_Imported("isolated", fold_in(self._seed, *self._path)))
+            # A scope that the fixture holds is left after its first half, and was entered before its second.
+            activation.is_guest = True
+        self._open.append(activation)
+        if waiting is not None:
+            waiting.suspend()
+        if activation is not None:
+            activation.start()
+
+    def end(self) -> None:
+        if self._has_begun:
+            self._has_begun = False
+            activation = self._open.pop()
+            waiting = self._open[-1] if self._open else None
+            try:
+                if activation is not None:
+                    _stop(activation)
+            finally:
+                if waiting is not None and waiting.inside:
+                    waiting.resume()
+            if activation is not None:
+                activation.report(None)
+
+
+def _stop(activation: Activation) -> None:
+    try:
+        activation.stop()
+    finally:
+        activation.stop()
