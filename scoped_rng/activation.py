@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from .dynamo import skipped
+from .dynamo import imported, skipped
 from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning, warn
 
 if TYPE_CHECKING:
@@ -260,7 +260,7 @@ def _refuse_unless_nested(top: Activation) -> None:
 def _in_backward_thread() -> bool:
     # autograd runs backward on a thread of its own for each accelerator, which knows no context, while the thread that
     # called backward() waits. There is no public way to ask.
-    core = getattr(sys.modules.get("torch"), "_C", None)
+    core = getattr(imported("torch"), "_C", None)
     graph_task: Callable[[], int] | None = getattr(core, "_current_graph_task_id", None)
     return (
         graph_task is not None and graph_task() != -1 and isinstance(threading.current_thread(), threading._DummyThread)

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["MESSAGE", "never_compile", "skip_frames", "skipped"]
+__all__ = ["MESSAGE", "imported", "never_compile", "skip_frames", "skipped"]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 MESSAGE = (
@@ -22,10 +22,17 @@ waiting: list[Any] = []
 """The code of functions whose frames are to be skipped, as soon as torch is there."""
 
 
+def imported(name: str) -> Any:
+    """Return a module that is imported to its end, or None; a stand-in that a test has put in its place has no spec."""
+    module = sys.modules.get(name)
+    spec = getattr(module, "__spec__", None)
+    return None if spec is None or getattr(spec, "_initializing", False) else module
+
+
 def skipped(fn: F) -> F:
     """Run ``fn`` and all that it calls eagerly, where its caller runs eagerly."""
     waiting.append(fn.__code__)
-    if "torch" in sys.modules:
+    if imported("torch") is not None:
         skip_frames()
     return fn
 

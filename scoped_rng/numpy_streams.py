@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.random.bit_generator as bit_generator
 
+from .dynamo import imported
 from .registry import Held
 from .seeds import fold_in
 from .streams import MersenneMemory
@@ -177,7 +178,7 @@ class EntropySource:
             seed, drawn = self.state
             self.state = (seed, drawn + 1)
         # Loader workers that are forked inside a scope start from the same state; their loader has given each a seed.
-        torch: Any = sys.modules.get("torch")
+        torch = imported("torch")
         worker = None if torch is None else torch.utils.data.get_worker_info()
         path = ("numpy.entropy", drawn) if worker is None else ("numpy.entropy", drawn, "worker", worker.seed)
         words = (fold_in(seed, *path, word) for word in range((bits + 63) // 64))

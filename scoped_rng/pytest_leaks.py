@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import sys
 from collections.abc import Generator
 from typing import Any
 
 import pytest
 
 from .activation import ambient_value
+from .dynamo import imported
 from .errors import LeakWarning
 from .streams import loaded_streams
 
@@ -23,14 +23,12 @@ class Leaks:
         self._mode = mode
         self._first: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
-        self._moved: dict[str, list[str]] = {}
+        self._moved: dict[str, dict[str, None]] = {}  # by whom, each once
 
     def _look(self, where: str) -> None:
         now = _values()
         for name in _differing(self._last, now):
-            places = self._moved.setdefault(name, [])
-            if where not in places:
-                places.append(where)
+            self._moved.setdefault(name, {})[where] = None
         self._last = now
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -105,7 +103,7 @@ def _values() -> dict[str, Any]:
                 value = held.as_dict(value)  # NumPy's bit generator itself would be pickled as it is now
             # A tensor's pickle has an address in it.
             values[held.name] = value.numpy().tobytes() if hasattr(value, "numpy") else pickle.dumps(value)
-    if hasattr(sys.modules.get("torch"), "default_generator"):
+    if imported("torch") is not None:
         from .flags import NAMES, WARN
 
         values.update(zip(NAMES, ambient_value(WARN), strict=True))

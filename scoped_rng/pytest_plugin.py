@@ -18,6 +18,7 @@ from typing import Any, SupportsIndex
 import pytest
 
 from .activation import Activation
+from .dynamo import imported
 from .pytest_leaks import Leaks
 from .scope import Scope
 from .seeds import check_bool, check_seed, fold_in
@@ -80,14 +81,23 @@ def pytest_configure(config: pytest.Config) -> None:
             except argparse.ArgumentTypeError as error:
                 raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from None
     if config.option.rng_seed == "fresh":
-        config.option.rng_seed = secrets.randbits(32)  # which pytest-xdist hands to its workers, as all options
+        of_the_run = getattr(config, "workerinput", {}).get("rng_seed")  # where this is a worker of pytest-xdist
+        config.option.rng_seed = secrets.randbits(32) if of_the_run is None else of_the_run
     if config.option.rng_seed != "off" or config.option.rng_leaks != "ignore":
         _register(config)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hand a fresh seed to a worker of pytest-xdist."""
+    node.workerinput["rng_seed"] = node.config.option.rng_seed
+
+
 def _register(config: pytest.Config) -> None:
     seed = config.option.rng_seed
-    config.pluginmanager.register(_Seeding(None if seed == "off" else seed), "scoped_rng_seeding")
+    seeding = _Seeding(None if seed == "off" else seed)
+    config.pluginmanager.register(seeding, "scoped_rng_seeding")
+    config.pluginmanager.register(_Refusal(seeding), "scoped_rng_refusal")
     if config.option.rng_leaks != "ignore":
         # Last, so that its hooks are round those of the seeding: what a test's own scope holds is no leak.
         config.pluginmanager.register(Leaks(config.option.rng_leaks), "scoped_rng_leaks")
@@ -154,7 +164,7 @@ class _Imported(Scope):
 
     def plan(self) -> list[Any]:
         plan = [*loaded_streams(self._devices), *self._also]
-        if self._strict is not None and hasattr(sys.modules.get("torch"), "default_generator"):
+        if self._strict is not None and imported("torch") is not None:
             from .ambient import STRICT, WARN
 
             plan.append(STRICT if self._strict else WARN)
@@ -187,8 +197,9 @@ def _seed_of(item: pytest.Item) -> int:
 
 def _name(item: pytest.Item) -> str:
     """Return the node id without the group that pytest-xdist adds to it under ``--dist=loadgroup``."""
-    in_group = item.config.getoption("loadgroup", False) and item.get_closest_marker("xdist_group")
-    return item.nodeid.rpartition("@")[0] if in_group else item.nodeid
+    marks = item.iter_markers("xdist_group")
+    groups = {str(mark.args[0] if mark.args else mark.kwargs.get("name", "default")) for mark in marks}
+    return item.nodeid.removesuffix("@" + "_".join(sorted(groups)))
 
 
 @pytest.fixture
@@ -205,25 +216,30 @@ class _Seeding:
     """Seed every test (or only those with the marker), with one activation from its setup to its teardown."""
 
     def __init__(self, seed: int | None) -> None:
-        self._seed = seed
-        # The activation that is in force, behind those that wait for it; None is a wide fixture's without a seed.
-        self._open: list[Activation | None] = []
+        self.seed = seed
+        self.current: Activation | None = None  # the test's, or that of a wide fixture in the meantime
         self._reseeds_itself: bool | None = None
+        self.refusal: BaseException | None = None
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        try:
+            self._enter(item)
+        except (Exception, pytest.fail.Exception) as error:
+            self.refusal = error  # other plugins' wrappers expect at the teardown that theirs were begun
+        return (yield)
+
+    def _enter(self, item: pytest.Item) -> None:
         scope = item.stash[_SCOPE] = _marked_scope(item)
         if scope is not None:
             # Not the call's own seed: what a fixture draws would be the very numbers that the test draws.
             scope = scope.with_seed(fold_in(_seed_of(item), "setup"))
-        elif self._seed is not None:
+        elif self.seed is not None:
             scope = _Imported("isolated", _seed_of(item))
         if scope is not None:
             self._switch_off_randomly(item.config)
-            activation = Activation(scope)
-            self._open.append(activation)
-            activation.start()
-        return (yield)
+            self.current = Activation(scope)
+            self.current.start()
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -262,11 +278,10 @@ class _Seeding:
             self._leave(session.config, None)
 
     def _leave(self, config: pytest.Config, error: BaseException | None) -> None:
-        while self._open:
-            activation = self._open.pop()
-            if activation is not None:
-                _stop(activation)
-                activation.report(error)
+        activation, self.current = self.current, None
+        if activation is not None:
+            _stop(activation)
+            activation.report(error)
         if self._reseeds_itself is not None:
             config.option.randomly_reset_seed, self._reseeds_itself = self._reseeds_itself, None
 
@@ -290,8 +305,8 @@ class _Seeding:
             fixturedef.argname,
             getattr(request, "param_index", 0),
         )
-        aside = _Aside(self._open, self._seed, (*path, "setup"))
-        after = _Aside(self._open, self._seed, (*path, "teardown"))
+        aside = _Aside(self, (*path, "setup"))
+        after = _Aside(self, (*path, "teardown"))
         request.addfinalizer(after.end)  # finalizers run last first: this one behind the fixture's own
         try:
             aside.begin()
@@ -303,11 +318,11 @@ class _Seeding:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
         report = yield
-        if report.failed and self._seed is not None:
+        if report.failed and self.seed is not None:
             path, colons, names = _name(item).partition("::")
             path = os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)
             quoted = (path + colons + names).replace("'", "'\"'\"'")  # for a shell
-            line = f"pytest --rng-seed={self._seed} '{quoted}'"
+            line = f"pytest --rng-seed={self.seed} '{quoted}'"
             if item.config.getoption("showcapture", "all") == "all":
                 report.sections.append(("repeat this test", line))
             else:  # pytest does not show these sections
@@ -315,38 +330,50 @@ class _Seeding:
         return report
 
 
+class _Refusal:
+    """Fail a test's setup, before anything of it has run, where its scope could not be entered."""
+
+    def __init__(self, seeding: _Seeding) -> None:
+        self._seeding = seeding
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self) -> None:
+        error, self._seeding.refusal = self._seeding.refusal, None
+        if error is not None:
+            raise error
+
+
 class _Aside:
     """Run one half of a wide fixture with the test's activation taken out, under a seed of its own."""
 
-    def __init__(self, open_: list[Activation | None], seed: int | None, path: tuple[Any, ...]) -> None:
-        self._open, self._seed, self._path = open_, seed, path
+    def __init__(self, seeding: _Seeding, path: tuple[str | int, ...]) -> None:
+        self._seeding, self._path = seeding, path
+        self._waiting: Activation | None = None
         self._has_begun = False
 
     def begin(self) -> None:
         self._has_begun = True
-        waiting = self._open[-1] if self._open else None
         activation = None
-        if self._seed is not None:
-            activation = Activation(_Imported("isolated", fold_in(self._seed, *self._path)))
+        if self._seeding.seed is not None:
+            activation = Activation(_Imported("isolated", fold_in(self._seeding.seed, *self._path)))
             # A scope that the fixture holds is left after its first half, and was entered before its second.
             activation.is_guest = True
-        self._open.append(activation)
-        if waiting is not None:
-            waiting.suspend()
+        self._waiting, self._seeding.current = self._seeding.current, activation
+        if self._waiting is not None:
+            self._waiting.suspend()
         if activation is not None:
             activation.start()
 
     def end(self) -> None:
         if self._has_begun:
             self._has_begun = False
-            activation = self._open.pop()
-            waiting = self._open[-1] if self._open else None
+            activation, self._seeding.current = self._seeding.current, self._waiting
             try:
                 if activation is not None:
                     _stop(activation)
             finally:
-                if waiting is not None and waiting.inside:
-                    waiting.resume()
+                if self._waiting is not None:
+                    self._waiting.resume()
             if activation is not None:
                 activation.report(None)
 

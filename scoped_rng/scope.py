@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, SupportsIndex, TypeVar
@@ -37,7 +36,7 @@ class Scope:
         state: RngState | None = None,
         missing: Missing = "error",
     ) -> None:
-        if dynamo.waiting and "torch" in sys.modules:
+        if dynamo.waiting and dynamo.imported("torch") is not None:
             dynamo.skip_frames()
         self._name = name
         self._seed = seed

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from .dynamo import imported
 from .registry import REGISTERED, Held
 
 __all__ = ["PYTHON", "MersenneMemory", "PythonStream", "loaded_streams"]
@@ -81,12 +82,12 @@ def loaded_streams(devices: Any = None) -> list[Held]:
 
     For a plugin, which sees processes that never import them.
     """
-    if hasattr(sys.modules.get("torch"), "default_generator"):  # and is not in the middle of its import
+    if imported("torch") is not None:
         from .ambient import ambient_streams
 
         streams: list[Held] = ambient_streams(devices)
         return streams
-    if hasattr(sys.modules.get("numpy"), "random"):
+    if imported("numpy") is not None:
         from .numpy_streams import NUMPY_STREAMS
 
         return [PYTHON, *NUMPY_STREAMS, *REGISTERED.values()]
