@@ -1,16 +1,23 @@
-"""Module buffers as something that a scope can hold."""
+"""Modules: their buffers as something that a scope can hold, and initialisation keyed by name."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any, NamedTuple
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 import torch.utils._python_dispatch as python_dispatch
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.spectral_norm import SpectralNorm
 
-__all__ = ["BuffersValue", "ModuleBuffers", "ModuleTable", "without_modes"]
+from .dynamo import never_compile
+from .errors import DeterminismWarning, warn
+from .seeds import check_seed, fold_in
+
+__all__ = ["BuffersValue", "Initialized", "ModuleBuffers", "ModuleTable", "initialize", "without_modes"]
 
 
 class ModuleTable(NamedTuple):
@@ -64,32 +71,40 @@ class ModuleBuffers:
     def take(self) -> BuffersValue:
         tables = [ModuleTable.of(module) for module in self.subject.modules()]
         buffers = {id(buffer): buffer for table in tables for buffer in table.buffers.values() if buffer is not None}
-        with without_modes():
-            return BuffersValue(tables, [(buffer, buffer.detach().clone()) for buffer in buffers.values()])
+        return BuffersValue(tables, _copies(buffers.values()))
 
     def put(self, value: BuffersValue) -> None:
         for table in value.tables:
             table.put()
-        for buffer, copy in value.copies:
-            with without_modes():
-                if buffer.is_inference():  # which torch refuses to write to outside of inference mode
-                    torch.inference_mode()(_put_buffer)(buffer, copy)
-                else:
-                    _put_buffer(buffer, copy)
+        _put_copies(value.copies)
 
     def seed(self, seed: int) -> None:
         """Do nothing: buffers are not random."""
 
 
-def _put_buffer(buffer: torch.Tensor, copy: torch.Tensor) -> None:
+def _copies(tensors: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    with without_modes():
+        return [(tensor, tensor.detach().clone()) for tensor in tensors]
+
+
+def _put_copies(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    for tensor, copy in copies:
+        with without_modes():
+            if tensor.is_inference():  # which torch refuses to write to outside of inference mode
+                torch.inference_mode()(_put_copy)(tensor, copy)
+            else:
+                _put_copy(tensor, copy)
+
+
+def _put_copy(tensor: torch.Tensor, copy: torch.Tensor) -> None:
     # Through .data, autograd's version counter stays as it is, and backward() behind the block works.
-    alike = buffer.shape == copy.shape and buffer.dtype == copy.dtype and buffer.device == copy.device
-    if alike and buffer.layout is torch.strided:
+    alike = tensor.shape == copy.shape and tensor.dtype == copy.dtype and tensor.device == copy.device
+    if alike and tensor.layout is torch.strided:
         # Of an expanded buffer each place once: torch refuses to write one several times.
-        once = tuple(slice(0, 1 if stride == 0 else None) for stride in buffer.stride())
-        buffer.data[once].copy_(copy[once])
+        once = tuple(slice(0, 1 if stride == 0 else None) for stride in tensor.stride())
+        tensor.data[once].copy_(copy[once])
     else:  # resized or cast by the body, or sparse
-        buffer.data = copy.clone()
+        tensor.data = copy.clone()
 
 
 @contextlib.contextmanager
@@ -103,3 +118,226 @@ def without_modes() -> Iterator[None]:
         stack.enter_context(getattr(python_dispatch, "_disable_current_modes", contextlib.nullcontext)())
         stack.enter_context(getattr(torch._C, "_DisableFuncTorch", contextlib.nullcontext)())
         yield
+
+
+class Initialized(NamedTuple):
+    """Tell what `initialize` has done."""
+
+    seeds: dict[str, int]
+    """The modules that were initialised, in that order, and the seed of each."""
+    missed: list[str]
+    """The parameters that nothing was written to: they are as they were."""
+    kept: list[str]
+    """The buffers that nothing was written to: after ``to_empty`` they have no values yet, and are to be filled in."""
+
+
+@never_compile
+def initialize(
+    model: torch.nn.Module, seed: SupportsIndex, init: Callable[[str, torch.nn.Module], Any] | None = None
+) -> Initialized:
+    """Initialise every module of a model anew, each from a seed of its own that is derived from its qualified name.
+
+    So adding, removing or reordering layers leaves the weights of all others as they were. A module is initialised by
+    its own ``reset_parameters``, or else ``_reset_parameters``, under the seed ``fold_in(seed, name)``; the name is
+    that of ``model.named_modules()``, ``""`` for the model itself. What is constructed under that seed is the same:
+
+    >>> from torch import nn
+    >>> from scoped_rng import deterministic, fold_in
+    >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    >>> initialize(model, 0).missed
+    []
+    >>> with deterministic(fold_in(0, "2")):
+    ...     layer = nn.Linear(8, 2)
+    >>> torch.equal(model[2].weight, layer.weight)
+    True
+
+    Children come first, so a module whose method reaches into its children overrides them. What belongs to several
+    modules (tied parameters) is initialised by the first of them that writes to it, and left alone by the others; a
+    module with several names goes by the first. Parameters stay the same objects, with their ``requires_grad`` and
+    ``grad``. Where ``torch.compile`` has wrapped a module, names are those without it; of other wrappers, give what
+    they wrap. No random stream outside moves. As ever in torch, an accelerator draws other numbers than the CPU.
+
+    Whether a parameter was reached is known from what torch writes to. Written means at least partly, and a write past
+    torch (through a NumPy view of it) is not seen. The methods of a parametrised module (weight norm, spectral norm)
+    write to a temporary, so its parameters are missed: let ``init`` reach them, by assigning to ``module.weight``.
+
+    Args:
+        model: a module with everything in memory: after ``model.to_empty(...)``, tie again what was tied, and fill in
+            the buffers that are ``kept``.
+        seed: an int in [0, 2**64).
+        init: called as ``init(name, module)`` for every module after its own method, under ``torch.no_grad()``, with
+            the streams at the module's seed again: what it draws does not depend on what the method has drawn.
+
+    Returns:
+        The seed of each module that was initialised, the parameters that were not reached, of which a
+        `DeterminismWarning` tells as well, and the buffers that were not.
+
+    Raises:
+        TypeError: an argument is wrong; nothing was touched.
+        ValueError: something has no shape yet (a lazy module) or is on the meta device; nothing was touched.
+        Exception: what a module's method or ``init`` raises, with a note of the module's name; what was initialised
+            before it stays so.
+    """
+    from .scope import isolated  # which is above this module
+
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"initialize takes a torch.nn.Module, got {type(model).__name__} {model!r}")
+    seed = check_seed(seed)
+    if init is not None and not callable(init):
+        raise TypeError(f"init= is a function of a name and a module, got {type(init).__name__} {init!r}")
+    writes = _Writes(_with_memory(model))
+    seeds: dict[str, int] = {}
+    for name, module in list(_children_first(model, "", set())):  # `init` may change the structure
+        reset = _reset_of(module)
+        steps = [] if reset is None else [reset]
+        if init is not None:
+            steps.append(functools.partial(init, name, module))
+        for step in steps:
+            seeds[name] = fold_in(seed, name)
+            others = writes.of_others(name, module)
+            scope = isolated(seeds[name], also=_Kept(others) if others else ())
+            try:
+                scope(writes.watch)(name, module, step)
+            except Exception as error:
+                note = f"raised while {name or 'the model'!r} ({type(module).__name__}) was initialised"
+                setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010  add_note is of 3.11
+                raise
+    missed = [_plain(name) for name, parameter in model.named_parameters() if not writes.has_reached(parameter)]
+    kept = [_plain(name) for name, buffer in model.named_buffers() if not writes.has_reached(buffer)]
+    if missed:
+        warn(
+            f"initialize has not reached {', '.join(missed)}: no reset_parameters writes to them, so they are as they "
+            "were; give their modules one, or set them in init=",
+            DeterminismWarning,
+        )
+    return Initialized(seeds, missed, kept)
+
+
+# Modules that only wrap another one, under these names, which torch leaves out of its own names as well.
+_WRAPPED = ("_orig_mod", "_checkpoint_wrapped_module")
+
+
+def _plain(name: str) -> str:
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
+def _children_first(module: torch.nn.Module, name: str, seen: set[int]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Go through the modules, each once under its first name, those with children after these."""
+    only_wraps = False
+    for key, child in module.named_children():
+        only_wraps = only_wraps or key in _WRAPPED
+        if id(child) not in seen:
+            seen.add(id(child))
+            yield from _children_first(child, _plain(f"{name}.{key}" if name else key), seen)
+    if not only_wraps:
+        yield name, module
+
+
+def _reset_of(module: torch.nn.Module) -> Callable[[], Any] | None:
+    """Return the method that initialises a module, if it has one itself."""
+    for name in ("reset_parameters", "_reset_parameters"):
+        # getattr alone would find that of another module, which the __getattr__ of wrappers goes on to.
+        if inspect.getattr_static(module, name, None) is not None:
+            method: Callable[[], Any] = getattr(module, name)
+            return method
+    return None
+
+
+def _with_memory(model: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the parameters and buffers, or refuse what cannot be written to."""
+    named = [*model.named_parameters(), *model.named_buffers()]
+    lazy = [_plain(name) for name, tensor in named if is_lazy(tensor)]
+    if lazy:
+        raise ValueError(f"the model has no shape yet for {', '.join(lazy)}; run one forward pass before initialize")
+    on_meta = [_plain(name) for name, tensor in named if tensor.is_meta]
+    if on_meta:
+        raise ValueError(
+            f"the model has no memory for {', '.join(on_meta)}, on the meta device; call model.to_empty(device=...), "
+            "tie again what was tied, and then initialize"
+        )
+    return [tensor for _, tensor in named]
+
+
+class _Kept:
+    """Let a module's scope hold tensors, which its initialisation must not change."""
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        self._tensors = tensors
+
+    def getstate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return _copies(self._tensors)
+
+    def setstate(self, state: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        _put_copies(state)
+
+    def seed(self, seed: int) -> None:
+        """Do nothing: they are not to change."""
+
+
+class _Writes(python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Know which tensors torch writes to, and for which module.
+
+    Version counters do not know of a write through ``.data``, nor values of a zero that replaces a zero; every
+    operation that writes says so in its schema.
+    """
+
+    def __init__(self, tensors: list[torch.Tensor]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._tensors = tensors  # kept alive, so that an id is of one tensor only
+        self._places = {id(tensor): _place(tensor) for tensor in tensors}
+        self._in_storage: dict[int, list[tuple[int, int, int]]] = {}
+        for identity, (storage, begin, end) in self._places.items():
+            self._in_storage.setdefault(storage, []).append((begin, end, identity))
+        self._writer: dict[int, str] = {}
+        self._name = ""
+
+    def watch(self, name: str, module: torch.nn.Module, step: Callable[[], Any]) -> None:
+        """Run one step of a module's initialisation."""
+        self._name = name
+        for hook in module._forward_pre_hooks.values():
+            # Until the first forward, its temporary is a view of the parameter, which a write goes through to: the one
+            # write that would be reached or not, depending on whether the model was used.
+            if isinstance(hook, SpectralNorm):
+                setattr(module, hook.name, getattr(module, hook.name).detach().clone())
+        with torch.no_grad(), self:
+            step()
+        for tensor in (*module.parameters(), *module.buffers()):
+            if self._places.get(id(tensor)) != _place(tensor):  # replaced, or its .data
+                self._writer.setdefault(id(tensor), name)
+                self._tensors.append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        for position, argument in enumerate(func._schema.arguments):
+            if argument.alias_info is not None and argument.alias_info.is_write:
+                written = args[position] if position < len(args) else kwargs.get(argument.name)
+                for tensor in written if isinstance(written, (list, tuple)) else [written]:
+                    self._note(tensor)
+        return func(*args, **kwargs)
+
+    def _note(self, tensor: torch.Tensor) -> None:
+        storage, begin, end = _place(tensor)
+        for other_begin, other_end, identity in self._in_storage.get(storage, ()):
+            if begin < other_end and other_begin < end:
+                self._writer.setdefault(identity, self._name)
+
+    def of_others(self, name: str, module: torch.nn.Module) -> list[torch.Tensor]:
+        """Return those of a module's parameters that a module which is not part of it has initialised."""
+        inside = f"{name}." if name else ""
+        written = [(parameter, self._writer.get(id(parameter), name)) for parameter in module.parameters()]
+        return [parameter for parameter, by in written if by != name and not by.startswith(inside)]
+
+    def has_reached(self, tensor: torch.Tensor) -> bool:
+        return tensor.numel() == 0 or id(tensor) in self._writer
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int, int]:
+    """Return where a tensor's memory is: its storage, and from which byte to which in it."""
+    try:
+        # Not the address of the data, which fake tensors and wrappers of tensors do not have.
+        storage: int = tensor.untyped_storage()._cdata
+    except NotImplementedError:  # sparse
+        return -id(tensor), 0, 1
+    begin, size = int(tensor.storage_offset()), tensor.element_size()
+    last = begin + sum((length - 1) * stride for length, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return storage, begin * size, (last + 1) * size

@@ -34,7 +34,7 @@ from scoped_rng import (
 from tests import kit
 
 SEEDS = (0, 1, 2**32 + 5, 2**64 - 1)
-GLOBAL, MINE = ("python", "numpy", "torch"), ("my python", "my numpy", "my torch")
+GLOBAL, MINE = ("python", "numpy", "torch"), ("my python", "my numpy", "my torch", "my module")
 KINDS = ("uniform", "gaussian")
 FRESH = np.random.bit_generator.randbits  # where NumPy asks for fresh entropy, outside of scopes
 
@@ -78,12 +78,33 @@ def torch_generator(value: torch.Tensor) -> torch.Generator:
     return generator
 
 
+class Averages(torch.nn.Module):
+    """Keep an average in a buffer that is changed in place, and the sum in one that is bound anew each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("average", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("total", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: float) -> torch.Tensor:
+        if self.training:
+            self.average.mul_(0.5).add_(x)
+            self.total = self.total + x
+        return self.average + self.total
+
+
+def module_value(module: Averages) -> tuple[float, float, bool]:
+    return float(module.average), float(module.total), module.training
+
+
 def numpy_seed(seed: int) -> Any:
-    return seed if seed < 2**32 else [seed % 2**32, seed // 2**32]
+    return seed if seed < 2**32 else [seed % 2**32, seed // 2**32, 1]
 
 
 def seeded(name: str, seed: int, before: Any) -> Any:
     """Return the value that a scope with ``seed`` starts a stream with."""
+    if name == "my module":
+        return before
     if name in MINE:
         seed = fold_in(seed, "also", MINE.index(name))
     if name in ("python", "my python"):
@@ -109,12 +130,20 @@ def draw(name: str, kind: str, value: Any) -> tuple[float, Any]:
     if name == "my numpy":
         generator = numpy_generator(value)
         return draw_from(generator, kind), numpy_generator_value(generator)
+    if name == "my module":
+        average, total, training = value
+        training = training if kind == "uniform" else not training
+        if training:
+            average, total = average * 0.5 + 1.0, total + 1.0
+        return average + total, (average, total, training)
     torchs = torch_generator(value)
     return draw_from(torchs, kind), torchs.get_state()
 
 
 def draw_from(generator: Any, kind: str) -> float:
-    """Draw from a generator object of any library; what the second kind of draw leaves behind is part of its state."""
+    """Draw from an object of any library; what the second kind of draw leaves behind is part of its state."""
+    if isinstance(generator, Averages):
+        return float(generator.train(generator.training == (kind == "uniform"))(1.0))
     if isinstance(generator, torch.Generator):
         function = torch.rand if kind == "uniform" else torch.randn
         return float(function((), dtype=torch.float64, generator=generator))
@@ -297,6 +326,7 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
             "my python": random.Random(1),
             "my numpy": np.random.default_rng(1),
             "my torch": torch.Generator().manual_seed(1),
+            "my module": Averages(),
         }
         self.model = Model(
             {
@@ -315,6 +345,7 @@ class ScopesInAnyOrder(RuleBasedStateMachine):
             "my python": self.mine["my python"].getstate(),
             "my numpy": numpy_generator_value(self.mine["my numpy"]),
             "my torch": self.mine["my torch"].get_state(),
+            "my module": module_value(self.mine["my module"]),
         }
 
     def do(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn.utils import parametrizations
 
 from scoped_rng import RngState, StateMismatchError, capture, deterministic, fixed_seed, isolated, replay
@@ -140,6 +141,45 @@ class TestRestoring:
                 model(batch()), model.eval()
             assert held_of(model) == inner
         assert held_of(model) == expected
+
+    @pytest.mark.parametrize("form", kit.FORMS)
+    @pytest.mark.parametrize("outside", ["model", "part"])
+    def test_nested_scopes_on_a_model_and_on_a_part_of_it_each_put_back_what_they_found(
+        self, model: nn.Sequential, outside: str, form: str
+    ) -> None:
+        outer, inner = (model, model[1]) if outside == "model" else (model[1], model)
+
+        def body() -> None:
+            model(batch())
+            found = held_of(inner)
+            with isolated(also=inner):
+                model(batch())
+                inner.eval()
+            assert held_of(inner) == found
+
+        before = held_of(outer)
+        kit.FORMS[form](isolated(also=outer), body)
+        assert held_of(outer) == before
+
+    def test_a_generator_may_hold_a_model_while_its_body_holds_a_part(self, model: nn.Sequential) -> None:
+        @fixed_seed(3, also=model)
+        def generate() -> Any:
+            model(batch())
+            with isolated(also=model[1]):
+                model(batch())
+                yield held_of(model)
+                yield held_of(model)
+            yield held_of(model)
+
+        before = held_of(model)
+        generator = generate()
+        inside = next(generator)
+        assert held_of(model) == before
+        assert next(generator) == inside
+        assert held_of(model) == before
+        assert next(generator) != inside
+        generator.close()
+        assert held_of(model) == before
 
     def test_an_iterable_module_is_one_object(self) -> None:
         modules = nn.ModuleList([nn.BatchNorm1d(2), nn.BatchNorm1d(2)])
@@ -506,6 +546,159 @@ class TestKindsOfBuffers:
             module.eval()
         assert [bits(buffer) for buffer in module.buffers()] == expected
         assert module.training
+
+
+class Replaced(nn.Module):
+    """Keeps an average by binding a new tensor each time, as many an own layer does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+        self.register_buffer("average", torch.zeros(2))
+        self.register_buffer("last", None)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.average = 0.9 * self.average + 0.1 * x.detach().mean((0, 2))
+            self.last = x.detach()[: len(x) // 2]
+        return x * (self.scale * (1 + self.average))[:, None]
+
+
+def in_channels(norm: nn.Module, *shape: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(2, 2, 1), nn.Unflatten(2, shape) if shape else nn.Identity(), norm)
+
+
+STATEFUL: dict[str, Callable[[], nn.Module]] = {
+    "BatchNorm1d": lambda: in_channels(nn.BatchNorm1d(2)),
+    "BatchNorm2d": lambda: in_channels(nn.BatchNorm2d(2), 2, 4),
+    "BatchNorm3d": lambda: in_channels(nn.BatchNorm3d(2), 2, 2, 2),
+    "BatchNorm1d, cumulative": lambda: in_channels(nn.BatchNorm1d(2, momentum=None)),
+    "BatchNorm1d, not affine": lambda: in_channels(nn.BatchNorm1d(2, affine=False)),
+    "BatchNorm1d, no statistics": lambda: in_channels(nn.BatchNorm1d(2, track_running_stats=False)),
+    "BatchNorm1d, of doubles": lambda: in_channels(nn.BatchNorm1d(2)).double(),
+    "SyncBatchNorm": lambda: in_channels(nn.SyncBatchNorm(2)),
+    "InstanceNorm1d": lambda: in_channels(nn.InstanceNorm1d(2, affine=True, track_running_stats=True)),
+    "spectral_norm": lambda: parametrizations.spectral_norm(nn.Conv1d(2, 3, 2)),
+    "spectral_norm by hooks": lambda: nn.utils.spectral_norm(nn.Conv1d(2, 3, 2)),
+    "weight_norm": lambda: parametrizations.weight_norm(nn.Conv1d(2, 3, 2)),
+    "shared": lambda: (lambda norm: nn.Sequential(norm, nn.Dropout(0.25), norm))(nn.BatchNorm1d(2)),
+    "replaced": Replaced,
+    "compiled": lambda: torch.compile(in_channels(nn.BatchNorm1d(2)), backend="eager"),
+    "compiled in place": lambda: compiled_in_place(in_channels(nn.BatchNorm1d(2))),
+}
+
+
+def compiled_in_place(module: nn.Module) -> nn.Module:
+    module.compile(backend="eager")
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.nn.utils.spectral_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize("kind", STATEFUL)
+class TestKindsOfModules:
+    """A forward in training mode, of everything in torch that keeps something of it."""
+
+    def run(self, kind: str, form: str | None, held: bool) -> tuple[Any, nn.Module, Any]:
+        """Return the output and the gradients of a forward in a block and its backward behind it."""
+        with isolated(0):
+            module = STATEFUL[kind]()
+        before = held_of(module)
+        x = batch().to(next(module.parameters()).dtype)
+        scope = deterministic(3, also=module if held else ())
+        for _ in range(2 if held else 1):
+            output = module(x) if form is None else kit.FORMS[form](scope, lambda: module(x))
+        output.square().sum().backward()
+        return (bits(output), [bits(parameter.grad) for parameter in module.parameters()]), module, before
+
+    @pytest.mark.parametrize("form", kit.FORMS)
+    def test_it_repeats_and_is_put_back_and_gradients_are_those_of_an_undisturbed_run(
+        self, kind: str, form: str
+    ) -> None:
+        expected, _, _ = self.run(kind, "with", held=False)
+        ambient = kit.everything()
+        again, module, before = self.run(kind, form, held=True)
+        assert again == expected
+        assert held_of(module) == before
+        assert kit.everything() == ambient
+
+    @pytest.mark.parametrize("error", [KeyError, KeyboardInterrupt])
+    def test_a_body_that_raises_leaves_it_as_it_was(self, kind: str, error: type[BaseException]) -> None:
+        with isolated(0):
+            module = STATEFUL[kind]()
+        before = held_of(module)
+        with pytest.raises(error, match="from the body"), isolated(3, also=module):
+            module(batch().to(next(module.parameters()).dtype))
+            module.eval()
+            raise error("from the body")
+        assert held_of(module) == before
+
+    def test_training_goes_on_as_if_nothing_had_been(self, kind: str) -> None:
+        def train(disturbed: bool) -> list[Any]:
+            with isolated(0):
+                module = STATEFUL[kind]()
+                x = batch().to(next(module.parameters()).dtype)
+                optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+                for _ in range(3):
+                    optimizer.zero_grad()
+                    module(x).square().mean().backward()
+                    if disturbed:
+                        with deterministic(3, also=module):
+                            module(2 * x)
+                    optimizer.step()
+                return [bits(tensor) for tensor in (*module.parameters(), *module.buffers())]
+
+        assert train(True) == train(False)
+
+
+class TestFunctionalCalls:
+    @pytest.mark.parametrize("form", kit.FORMS)
+    def test_a_call_with_other_buffers_changes_those_and_leaves_the_module(self, model: nn.Module, form: str) -> None:
+        others = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        before, first = held_of(model), {name: bits(buffer) for name, buffer in others.items()}
+        kit.FORMS[form](deterministic(3, also=model), lambda: functional_call(model, others, (batch(),)))
+        assert held_of(model) == before
+        assert {name: bits(buffer) for name, buffer in others.items()} != first
+
+    def test_a_call_with_other_parameters_has_the_gradients_of_an_undisturbed_one(self, model: nn.Module) -> None:
+        def gradients(also: Any) -> list[Any]:
+            others = {name: parameter.detach().clone().requires_grad_() for name, parameter in model.named_parameters()}
+            with deterministic(3, also=also):
+                loss = functional_call(model, others, (batch(),)).square().sum()
+            loss.backward()
+            return [bits(parameter.grad) for parameter in others.values()]
+
+        before = held_of(model)
+        held = gradients(model)
+        assert held_of(model) == before
+        assert gradients(()) == held
+        assert held_of(model) != before
+
+    def test_a_transform_round_the_call_works(self, model: nn.Module) -> None:
+        parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+        def loss(values: Any) -> torch.Tensor:
+            result: torch.Tensor = functional_call(model, values, (batch(),)).square().sum()
+            return result
+
+        before, results = held_of(model), []
+        for _ in range(2):
+            with deterministic(3, also=model.eval()):
+                results.append({name: bits(value) for name, value in torch.func.grad(loss)(parameters).items()})
+            model.train()
+            assert held_of(model) == before
+        assert results[0] == results[1]
+
+
+class TestSeveralDevices:
+    def test_buffers_on_several_devices_are_put_back_each_on_its_own(self) -> None:
+        module = nn.ModuleList([buffered(first=torch.zeros(2)), buffered(second=torch.zeros(2, device="meta"))])
+        kept = module[1].second
+        with isolated(3, also=module):
+            module[0].first.fill_(1)
+            module[1].second = torch.zeros(3)
+        assert bits(module[0].first) == bits(torch.zeros(2))
+        assert module[1].second is kept
+        assert kept.is_meta
 
 
 def allocated_by(run: Callable[[], Any]) -> int:
