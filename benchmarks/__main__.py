@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import scope
+from . import compare, plugin, scope
 
-COMMANDS = {"scope": scope}
+COMMANDS = {"compare": compare, "pytest": plugin, "scope": scope}
 
 
 def main() -> None:

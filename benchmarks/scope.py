@@ -12,13 +12,12 @@ The goals are for the CPU, so accelerators are hidden: some of the contenders wo
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from statistics import median
@@ -29,7 +28,8 @@ import torch
 
 from scoped_rng import deterministic, fixed_seed, isolated
 
-from .timing import SLICE, Batch, deeper, interleave, machine, ratio, versions
+from .table import Row, Section, report
+from .timing import SLICE, Batch, deeper, interleave, ratio
 
 __all__ = ["add_arguments", "run"]
 
@@ -267,31 +267,6 @@ def step_generator() -> Batch:
     return batch
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table."""
-
-    name: str
-    value: float | None
-    ratio: float | None = None
-    goal: float | None = None  # of the ratio, or of the value where there is none
-    absent: str = ""  # why there is no value
-
-    @property
-    def is_met(self) -> bool:
-        measured = self.value if self.ratio is None else self.ratio
-        return measured is not None and self.goal is not None and measured <= self.goal
-
-
-@dataclass(frozen=True)
-class Section:
-    """A part of the table."""
-
-    title: str
-    unit: str
-    rows: list[Row]
-
-
 def compare(title: str, contenders: Sequence[Contender], options: argparse.Namespace, frames: int = 0) -> Section:
     """Time the empty scope against each of ``contenders`` that can be imported."""
     batches: dict[str, Batch] = {OURS: ours}
@@ -391,30 +366,9 @@ def run(options: argparse.Namespace) -> None:
         compare_with_gaussians(options),
         first_scope(),
     ]
-    found, where = versions(DISTRIBUTIONS), machine()
-    print(", ".join(f"{name} {version}" for name, version in found.items()))
-    print(where)
-    print(f"Medians of {options.rounds} rounds of {SLICE} µs each, side by side in one process, garbage collector off")
-    for section in sections:
-        print_section(section)
-    rows = [row for section in sections for row in section.rows if row.goal is not None and row.value is not None]
-    print(f"\n{sum(row.is_met for row in rows)} of {len(rows)} goals met")
-    if options.json:
-        numbers = {
-            "versions": found,
-            "machine": where,
-            "rounds": options.rounds,
-            "slice_us": SLICE,
-            "sections": [asdict(section) for section in sections],
-        }
-        options.json.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
-
-
-def print_section(section: Section) -> None:
-    print(f"\n{section.title}\n{'':45}{section.unit:>8}{'ratio':>8}{'goal':>8}")
-    for row in section.rows:
-        measured = "" if row.ratio is None else f"{row.ratio:.3f}"
-        numbers = row.absent if row.value is None else f"{row.value:8.2f}{measured:>8}"
-        goal = "" if row.goal is None else f"{row.goal:8.2f}"
-        verdict = "" if row.goal is None or row.value is None else "met" if row.is_met else "MISSED"
-        print(f"{row.name:45}{numbers:>16}{goal:>8}  {verdict}".rstrip())
+    report(
+        sections,
+        DISTRIBUTIONS,
+        f"Medians of {options.rounds} rounds of {SLICE} µs each, side by side in one process, garbage collector off",
+        options.json,
+    )

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[1]
 PUBLIC = [
     "ConcurrentScopeError",
     "DeterminismWarning",
+    "LeakWarning",
     "RestoreError",
     "RestoreWarning",
     "RngState",
@@ -90,7 +91,11 @@ def test_the_wheel_works_with_the_source_out_of_the_way(built: Path, tmp_path: P
         archive.extractall(tmp_path / "site")
     package = tmp_path / "site" / "scoped_rng"
     assert (package / "py.typed").exists()
-    assert {path.name for path in package.iterdir()} == {path.name for path in (ROOT / "scoped_rng").glob("*.*")}
+    installed, source = (
+        {path.relative_to(folder) for kind in ("*.py", "*.typed") for path in folder.rglob(kind)}
+        for folder in (package, ROOT / "scoped_rng")
+    )
+    assert installed == source
     (info,) = metadata.distributions(name="scoped_rng", path=[str(tmp_path / "site")])
     assert info.metadata["Name"] == "scoped-rng"
     assert info.metadata["License-Expression"] == "BSD-3-Clause"

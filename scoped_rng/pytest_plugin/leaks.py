@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from .activation import ambient_value
-from .dynamo import imported
-from .errors import LeakWarning
-from .streams import loaded_streams
+from ..activation import ambient_value
+from ..dynamo import imported
+from ..errors import LeakWarning
+from ..streams import loaded_streams
 
 __all__ = ["Leaks"]
 
@@ -104,7 +104,7 @@ def _values() -> dict[str, Any]:
             # A tensor's pickle has an address in it.
             values[held.name] = value.numpy().tobytes() if hasattr(value, "numpy") else pickle.dumps(value)
     if imported("torch") is not None:
-        from .flags import NAMES, WARN
+        from ..flags import NAMES, WARN
 
         values.update(zip(NAMES, ambient_value(WARN), strict=True))
     return values

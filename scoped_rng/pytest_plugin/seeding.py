@@ -1,157 +1,25 @@
-"""The pytest plugin: a seed for every test, and a report of what a test leaves moved.
-
-It covers Python and, as far as they are imported when a test begins, numpy and torch; it imports neither. Without its
-options and marker it adds the fixture `rng_seed` and nothing else.
-"""
+"""The scope of a test, from its setup to its teardown, and those of the fixtures that outlive it."""
 
 from __future__ import annotations
 
-import argparse
 import copy
-import inspect
 import os
-import secrets
 import sys
 from collections.abc import Generator
 from typing import Any, SupportsIndex
 
 import pytest
 
-from .activation import Activation
-from .dynamo import imported
-from .pytest_leaks import Leaks
-from .scope import Scope
-from .seeds import check_bool, check_seed, fold_in
-from .streams import loaded_streams
+from ..activation import Activation
+from ..dynamo import imported
+from ..scope import Scope
+from ..seeds import check_bool, check_seed, fold_in
+from ..streams import loaded_streams
+from . import MARKER, SIGNATURE
 
-__all__ = ["rng_seed"]
+__all__ = ["Refusal", "Seeding", "seed_of"]
 
-MARKER = "fixed_seed"
-SIGNATURE = "fixed_seed(seed=0, *, strict=False, also=(), devices=None)"
-LEAKS = ("ignore", "warn", "error")
 _SCOPE = pytest.StashKey["_Imported | None"]()  # what the marker asks for
-
-
-# What the user asks for
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    group = parser.getgroup("scoped_rng", "random streams (scoped_rng)")
-    group.addoption(
-        "--rng-seed",
-        metavar="N|fresh|off",
-        type=_read_seed,
-        help="isolate every test's random streams and seed them by N and the test's name; "
-        "'fresh' picks an N for the run (default: rng_seed in the configuration file, or off)",
-    )
-    group.addoption(
-        "--rng-leaks",
-        metavar="|".join(LEAKS),
-        type=_read_leaks,
-        help="tell of a test that leaves a global random stream moved or a determinism flag changed "
-        "(default: rng_leaks in the configuration file, or ignore)",
-    )
-    parser.addini("rng_seed", "N, fresh or off: the default of --rng-seed", default="off")
-    parser.addini("rng_leaks", "ignore, warn or error: the default of --rng-leaks", default="ignore")
-
-
-def _read_seed(text: str) -> int | str:
-    if text in ("fresh", "off"):
-        return text
-    try:
-        return check_seed(int(text))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 2**64), 'fresh' or 'off', got {text!r}") from None
-
-
-def _read_leaks(text: str) -> str:
-    if text not in LEAKS:
-        raise argparse.ArgumentTypeError(f"expected 'ignore', 'warn' or 'error', got {text!r}")
-    return text
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line(
-        "markers", f"{SIGNATURE}: run the test's call from this seed, with the meaning of scoped_rng.fixed_seed"
-    )
-    for name, read in (("rng_seed", _read_seed), ("rng_leaks", _read_leaks)):
-        if getattr(config.option, name) is None:
-            try:
-                setattr(config.option, name, read(config.getini(name)))
-            except argparse.ArgumentTypeError as error:
-                raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from None
-    if config.option.rng_seed == "fresh":
-        of_the_run = getattr(config, "workerinput", {}).get("rng_seed")  # where this is a worker of pytest-xdist
-        config.option.rng_seed = secrets.randbits(32) if of_the_run is None else of_the_run
-    if config.option.rng_seed != "off" or config.option.rng_leaks != "ignore":
-        _register(config)
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_configure_node(node: Any) -> None:
-    """Hand a fresh seed to a worker of pytest-xdist."""
-    node.workerinput["rng_seed"] = node.config.option.rng_seed
-
-
-def _register(config: pytest.Config) -> None:
-    seed = config.option.rng_seed
-    seeding = _Seeding(None if seed == "off" else seed)
-    config.pluginmanager.register(seeding, "scoped_rng_seeding")
-    config.pluginmanager.register(_Refusal(seeding), "scoped_rng_refusal")
-    if config.option.rng_leaks != "ignore":
-        # Last, so that its hooks are round those of the seeding: what a test's own scope holds is no leak.
-        config.pluginmanager.register(Leaks(config.option.rng_leaks), "scoped_rng_leaks")
-
-
-def pytest_report_header(config: pytest.Config) -> str | None:
-    shown = [
-        f"{name}={value}"
-        for name, value in (("--rng-seed", config.option.rng_seed), ("--rng-leaks", config.option.rng_leaks))
-        if value not in ("off", "ignore")
-    ]
-    return f"scoped_rng: {' '.join(shown)}" if shown else None
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    is_registered = config.pluginmanager.hasplugin("scoped_rng_seeding")
-    if not is_registered and any(item.get_closest_marker(MARKER) for item in items):
-        _register(config)
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, Any]:
-    report = yield
-    if report.passed and isinstance(collector, (pytest.Module, pytest.Class)):
-        for cls in _marked_classes_without_tests(collector, report.result):
-            report.outcome = "failed"
-            report.longrepr = (
-                f"{collector.nodeid}: @pytest.mark.{MARKER} on the class {cls}, which has no tests; "
-                "put it on a class with tests, on the tests, or (pytestmark = ...) on the module"
-            )
-    return report
-
-
-def _marked_classes_without_tests(collector: pytest.Module | pytest.Class, collected: list[Any]) -> list[str]:
-    if isinstance(collector, pytest.Class):
-        return [collector.name] if not collected and _is_marked(collector.own_markers) else []
-    return [
-        name
-        for name, cls in vars(collector.obj).items()
-        if inspect.isclass(cls)
-        and cls.__module__ == collector.obj.__name__
-        and _is_marked(vars(cls).get("pytestmark", ()))
-        and not any(node.name == name for node in collected)
-        and not any(collector.funcnamefilter(test) for test in dir(cls))  # else it is a base of others
-    ]
-
-
-def _is_marked(marks: Any) -> bool:
-    return any(
-        getattr(mark, "name", None) == MARKER for mark in (marks if isinstance(marks, (list, tuple)) else [marks])
-    )
-
-
-# Seeding
 
 
 class _Imported(Scope):
@@ -165,7 +33,7 @@ class _Imported(Scope):
     def plan(self) -> list[Any]:
         plan = [*loaded_streams(self._devices), *self._also]
         if self._strict is not None and imported("torch") is not None:
-            from .ambient import STRICT, WARN
+            from ..ambient import STRICT, WARN
 
             plan.append(STRICT if self._strict else WARN)
         return plan
@@ -188,7 +56,7 @@ def _marked_scope(item: pytest.Item) -> _Imported | None:
     return None
 
 
-def _seed_of(item: pytest.Item) -> int:
+def seed_of(item: pytest.Item) -> int:
     scope, run = _marked_scope(item), item.config.option.rng_seed
     if scope is not None and scope.seed is not None:
         return scope.seed
@@ -202,17 +70,7 @@ def _name(item: pytest.Item) -> str:
     return item.nodeid.removesuffix("@" + "_".join(sorted(groups)))
 
 
-@pytest.fixture
-def rng_seed(request: pytest.FixtureRequest) -> int:
-    """The test's own seed: the marker's, or one made of ``--rng-seed`` (0 where it is off) and the test's name.
-
-    For explicit generators. The global streams start from the same seed, so derive one for each generator:
-    ``torch.Generator().manual_seed(fold_in(rng_seed, "weights"))``.
-    """
-    return _seed_of(request.node)
-
-
-class _Seeding:
+class Seeding:
     """Seed every test (or only those with the marker), with one activation from its setup to its teardown."""
 
     def __init__(self, seed: int | None) -> None:
@@ -233,9 +91,9 @@ class _Seeding:
         scope = item.stash[_SCOPE] = _marked_scope(item)
         if scope is not None:
             # Not the call's own seed: what a fixture draws would be the very numbers that the test draws.
-            scope = scope.with_seed(fold_in(_seed_of(item), "setup"))
+            scope = scope.with_seed(fold_in(seed_of(item), "setup"))
         elif self.seed is not None:
-            scope = _Imported("isolated", _seed_of(item))
+            scope = _Imported("isolated", fold_in(self.seed, _name(item)))
         if scope is not None:
             self._switch_off_randomly(item.config)
             self.current = Activation(scope)
@@ -330,10 +188,10 @@ class _Seeding:
         return report
 
 
-class _Refusal:
+class Refusal:
     """Fail a test's setup, before anything of it has run, where its scope could not be entered."""
 
-    def __init__(self, seeding: _Seeding) -> None:
+    def __init__(self, seeding: Seeding) -> None:
         self._seeding = seeding
 
     @pytest.hookimpl(tryfirst=True)
@@ -346,7 +204,7 @@ class _Refusal:
 class _Aside:
     """Run one half of a wide fixture with the test's activation taken out, under a seed of its own."""
 
-    def __init__(self, seeding: _Seeding, path: tuple[str | int, ...]) -> None:
+    def __init__(self, seeding: Seeding, path: tuple[str | int, ...]) -> None:
         self._seeding, self._path = seeding, path
         self._waiting: Activation | None = None
         self._has_begun = False
