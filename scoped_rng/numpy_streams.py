@@ -172,17 +172,27 @@ class EntropySource:
 
     def __init__(self, seed: int) -> None:
         self.state = (seed, 0)
+        self._made_in = _worker()
 
     def __call__(self, bits: int) -> int:
         with _entropy_lock:
             seed, drawn = self.state
             self.state = (seed, drawn + 1)
         # Loader workers that are forked inside a scope start from the same state; their loader has given each a seed.
-        torch = imported("torch")
-        worker = None if torch is None else torch.utils.data.get_worker_info()
-        path = ("numpy.entropy", drawn) if worker is None else ("numpy.entropy", drawn, "worker", worker.seed)
+        worker = _worker()
+        path = (
+            ("numpy.entropy", drawn)
+            if worker is None or worker is self._made_in
+            else ("numpy.entropy", drawn, "worker", worker.seed)
+        )
         words = (fold_in(seed, *path, word) for word in range((bits + 63) // 64))
         return sum(word << 64 * place for place, word in enumerate(words)) & ((1 << bits) - 1)
+
+
+def _worker() -> Any:
+    """Return what torch tells of the loader worker that this process is, or None."""
+    torch = imported("torch")
+    return None if torch is None else torch.utils.data.get_worker_info()
 
 
 _entropy_lock = threading.RLock()  # reentrant, for signal handlers

@@ -1,0 +1,132 @@
+"""What the scopes of a seeded loader add to a sample of one millisecond.
+
+Each sample draws from Python, NumPy and torch, and then works through memory until its millisecond is over, so that
+what comes next finds cold caches; every sample has a seed of its own. torch's loader and ours take turns, epoch by
+epoch, with workers that persist. A sample notes when it begins and ends. What lies between the end of one and the
+beginning of the next in the same process is what loading costs. From batch to batch that is the scope of the batch, the
+keys and the collating too; in a worker also waiting for its queues, so that this is counted in the main process alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+import warnings
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from scoped_rng.data import seeded_loader
+
+from .table import Row, Section, report
+
+__all__ = ["add_arguments", "run"]
+
+SAMPLE = 0.001  # seconds
+SAMPLES = 128
+WORKERS = (0, 1, 2)
+GOAL = 0.05  # of a sample
+DISTRIBUTIONS = ("scoped-rng", "torch", "numpy")
+
+
+class Millisecond(Dataset[torch.Tensor]):
+    """Take a millisecond for each sample, which is its worker, when it began and when it ended."""
+
+    def __init__(self) -> None:
+        self.memory = np.zeros((256, 1 << 15))  # 64 MiB, more than most caches hold
+        self.row = 0
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        begin = time.perf_counter()
+        info = get_worker_info()
+        drawn = torch.randn(16) * random.random() + float(np.random.standard_normal())
+        while time.perf_counter() < begin + SAMPLE:
+            self.memory[self.row] += 1
+            self.row = (self.row + 1) % len(self.memory)
+        sample = torch.empty(3, dtype=torch.float64)
+        sample[0] = 0 * drawn[0] if info is None else info.id
+        sample[1] = begin
+        sample[2] = time.perf_counter()
+        return sample
+
+
+class Gaps:
+    """What lies between samples, in µs."""
+
+    def __init__(self) -> None:
+        self.in_batch: list[float] = []
+        self.between_batches: list[float] = []
+
+    def add(self, loader: Any) -> None:
+        """Note the gaps of one epoch."""
+        ends: dict[float, float] = {}
+        for batch in loader:
+            worker, begin, end = batch.T.tolist()
+            self.in_batch += [1e6 * (after - before) for before, after in zip(end[:-1], begin[1:], strict=True)]
+            if worker[0] in ends:
+                self.between_batches.append(1e6 * (begin[0] - ends[worker[0]]))
+            ends[worker[0]] = end[-1]
+
+
+def measure(workers: int, options: argparse.Namespace) -> list[Row]:
+    """Time torch's loader and ours in turns."""
+    recipe: Any = {"batch_size": options.batch_size, "shuffle": True, "num_workers": workers}
+    recipe["persistent_workers"] = workers > 0
+    dataset = Millisecond()
+    loaders: dict[str, Any] = {
+        "torch's DataLoader": DataLoader(dataset, **recipe),
+        "seeded_loader": seeded_loader(dataset, seed=0, **recipe),
+    }
+    for loader in loaders.values():
+        list(loader)  # starts the workers
+    gaps = {name: Gaps() for name in loaders}
+    names, shuffle = list(loaders), random.Random(0).shuffle
+    for _ in range(options.rounds):
+        shuffle(names)
+        for name in names:
+            gaps[name].add(loaders[name])
+    torchs, ours = gaps.values()
+    where = "in the main process" if workers == 0 else f"{workers} worker{'s' if workers > 1 else ''}"
+    rows = compare(where, median(torchs.in_batch), median(ours.in_batch))
+    if workers == 0:
+        size = options.batch_size
+        in_all = [(median(it.in_batch) * (size - 1) + median(it.between_batches)) / size for it in (torchs, ours)]
+        rows += compare(f"{where}, all", *in_all)
+    return rows
+
+
+def compare(where: str, torchs: float, ours: float) -> list[Row]:
+    """Return torch's row, and ours with what it adds."""
+    added = (ours - torchs) / (1e6 * SAMPLE)
+    return [Row(f"DataLoader, {where}", torchs), Row(f"seeded_loader, {where}", ours, added, GOAL)]
+
+
+def _batch_size(text: str) -> int:
+    if not text.isdecimal() or not 2 <= int(text) <= SAMPLES // 4:
+        raise argparse.ArgumentTypeError(f"must be between 2 and {SAMPLES // 4}, got {text}")
+    return int(text)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of this benchmark to its command."""
+    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="epochs of each (default: %(default)s)")
+    parser.add_argument("--batch-size", type=_batch_size, default=16, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measure, and print the table."""
+    warnings.filterwarnings("ignore", "This DataLoader will create")
+    rows = [row for workers in WORKERS for row in measure(workers, options)]
+    title = "Between two samples of a batch; all: and a sample's share of what is between batches"
+    section = Section(f"{title}; ratio: what ours adds / a sample of 1 ms", "µs", rows)
+    method = f"Medians over {options.rounds} epochs of {SAMPLES} samples in batches of {options.batch_size}, in turns"
+    report([section], DISTRIBUTIONS, method, options.json)
