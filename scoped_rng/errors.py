@@ -57,7 +57,7 @@ class RestoreWarning(RuntimeWarning):
 
 
 class DeterminismWarning(UserWarning):
-    """Tell of what cannot be made deterministic any more in this process, and how to start it instead."""
+    """Tell of what is not, or can no longer be, made deterministic, and what to do about it."""
 
 
 class LeakWarning(UserWarning):

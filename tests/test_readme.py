@@ -68,6 +68,20 @@ def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
     assert {block.language for block in BLOCKS} == {"python", "bash", "diff", "toml"}
 
 
+def is_for_pytest(block: Block) -> bool:
+    return "@pytest." in block.code
+
+
+@pytest.mark.parametrize("options", [(), ("--rng-seed=fresh", "--rng-leaks=error")], ids=["", "with the options"])
+@pytest.mark.parametrize("block", [block for block in BLOCKS if is_for_pytest(block)], ids=lambda block: block.title)
+def test_a_block_of_tests_passes_under_pytest(block: Block, options: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "test_block.py").write_text(block.code, encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:randomly", *options]
+    env = {**test_recipes.environment(), "PYTEST_ADDOPTS": ""}
+    run = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
 @of("python")
 def test_a_block_of_python_runs_as_it_stands(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
@@ -77,7 +91,7 @@ def test_a_block_of_python_runs_as_it_stands(block: Block, tmp_path: Path, monke
     try:
         exec(compile("\n" * block.line + block.code, str(ROOT / "README.md"), "exec", dont_inherit=True), namespace)
         for name, value in namespace.items():
-            if name.startswith("test"):
+            if name.startswith("test") and not is_for_pytest(block):
                 value()
     finally:
         for name in re.findall(r'^register_stream\("(\w+)"', block.code, re.MULTILINE):
@@ -108,6 +122,9 @@ def test_a_command_names_what_is_there(command: list[str]) -> None:
                 assert set(filter(None, wanted.rstrip("]").split(","))) <= set(extras)
             else:
                 assert word == "scikit-learn"
+    elif command[0] == "pytest":
+        run = subprocess.run([sys.executable, "-m", *command, "--help"], capture_output=True, text=True)
+        assert (run.returncode, run.stderr) == (0, "")
     else:
         assert command[:2] == ["python", "-m"]
         assert importlib.util.find_spec(command[2])
