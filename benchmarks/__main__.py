@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 
-from . import compare, plugin, scope
+from . import compare, data, plugin, scope, trace
 
-COMMANDS = {"compare": compare, "pytest": plugin, "scope": scope}
+COMMANDS = {"compare": compare, "data": data, "pytest": plugin, "scope": scope, "trace": trace}
 
 
 def main() -> None:

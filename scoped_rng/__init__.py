@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         ScopeOrderWarning,
         StateFormatError,
         StateMismatchError,
+        TraceFormatError,
     )
     from .registry import register_stream, unregister_stream
     from .scope import deterministic, isolated, replay
@@ -35,6 +36,7 @@ _HOMES = {
         "ScopeOrderWarning",
         "StateFormatError",
         "StateMismatchError",
+        "TraceFormatError",
     ),
     "registry": (
         "register_stream",
@@ -51,7 +53,7 @@ _HOMES = {
         "capture",
     ),
 }
-_MODULES = ("compare", "data", "nn", "testing")
+_MODULES = ("compare", "data", "nn", "testing", "trace")
 
 __all__ = [
     "ConcurrentScopeError",
@@ -64,6 +66,7 @@ __all__ = [
     "ScopedRngError",
     "StateFormatError",
     "StateMismatchError",
+    "TraceFormatError",
     "capture",
     "deterministic",
     "fixed_seed",

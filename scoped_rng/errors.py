@@ -18,6 +18,7 @@ __all__ = [
     "ScopedRngError",
     "StateFormatError",
     "StateMismatchError",
+    "TraceFormatError",
     "warn",
 ]
 
@@ -46,6 +47,10 @@ class StateFormatError(ScopedRngError, ValueError):
 
 class StateMismatchError(ScopedRngError, ValueError):
     """Refuse a state of devices or objects that are not here; nothing was changed."""
+
+
+class TraceFormatError(ScopedRngError, ValueError):
+    """Refuse a trace file that is damaged, foreign or of another version."""
 
 
 class ScopeOrderWarning(RuntimeWarning):

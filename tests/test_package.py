@@ -27,6 +27,7 @@ PUBLIC = [
     "ScopedRngError",
     "StateFormatError",
     "StateMismatchError",
+    "TraceFormatError",
     "capture",
     "deterministic",
     "fixed_seed",

@@ -8,9 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from hypothesis.strategies import SearchStrategy
 from typing_extensions import assert_type
 
 import scoped_rng as sr
+from scoped_rng import hypothesis_plugin
+from scoped_rng.compare import Difference, first_difference
+from scoped_rng.data import SeededLoader, seed_worker, seeded_loader
+from scoped_rng.nn import initialize
+from scoped_rng.testing import assert_bitwise_equal, assert_does_not_touch, assert_repeatable, repeatable
 
 
 def scopes(model: torch.nn.Module, state: sr.RngState) -> None:
@@ -151,3 +157,62 @@ def errors() -> tuple[type[Exception], ...]:
     )
     told: tuple[type[Warning], ...] = (sr.DeterminismWarning, sr.RestoreWarning, sr.ScopeOrderWarning)
     return own + told
+
+
+def comparison(model: torch.nn.Module) -> None:
+    difference = first_difference(model, [model], grad=True)
+    assert_type(difference, Difference | None)
+    if difference is not None:
+        assert_type(difference.path, str)
+        assert_type(difference.ulps, "int | None")
+    assert_bitwise_equal(model, model)
+    assert_type(assert_repeatable(called, 3, seed=1, runs=3, strict=True), list[float])
+    assert_type(assert_does_not_touch(called, 3, streams=["torch"]), list[float])
+
+    assert_repeatable(called, 3, seed="a")  # type: ignore[arg-type]
+    assert_does_not_touch(called, streams=3)  # type: ignore[arg-type]
+
+
+@repeatable
+def repeated(size: int) -> None: ...
+
+
+@repeatable(7, runs=3)
+def repeated_with_arguments(size: int) -> None: ...
+
+
+def repeated_tests_keep_their_types() -> None:
+    repeated(1)
+    repeated_with_arguments(1)
+
+    repeated("one")  # type: ignore[arg-type]
+    repeated_with_arguments("one")  # type: ignore[arg-type]
+
+
+def data(dataset: torch.utils.data.Dataset[int]) -> None:
+    loader = seeded_loader(dataset, seed=np.int64(3), batch_size=2, shuffle=True, num_workers=2, pin_memory=True)
+    assert_type(loader, SeededLoader)
+    assert_type(loader.epoch, int)
+    assert_type(loader.state_dict(), dict[str, Any])
+    loader.load_state_dict(loader.state_dict())
+    loader.set_epoch(3)
+    torch.utils.data.DataLoader(dataset, worker_init_fn=seed_worker)
+
+    seeded_loader(dataset)  # type: ignore[call-arg]
+    seeded_loader(dataset, 0)  # type: ignore[call-arg]
+
+
+def initialisation(model: torch.nn.Module) -> None:
+    done = initialize(model, 0, lambda name, module: None)
+    assert_type(done.seeds, dict[str, int])
+    assert_type(done.missed, list[str])
+
+    initialize(model)  # type: ignore[call-arg]
+    initialize(model, 0, "xavier")  # type: ignore[arg-type]
+
+
+def strategies() -> None:
+    assert_type(hypothesis_plugin.seeds(), SearchStrategy[int])
+    assert_type(hypothesis_plugin.generators(torch.Generator), SearchStrategy[torch.Generator])
+
+    hypothesis_plugin.generators("torch")  # type: ignore[call-overload]

@@ -1,0 +1,106 @@
+"""What the streams of random numbers are at this moment, in 64 bits each, moving none of them."""
+
+from __future__ import annotations
+
+import random
+import struct
+from typing import Any
+
+import numpy as np
+import numpy.random.bit_generator as bit_generator
+import torch
+
+from .codecs import pack
+from .devices import default_generators
+from .fingerprint import data_hash, fingerprint, text_hash
+from .numpy_streams import ENTROPY, NUMPY, EntropySource, NumPyStream
+from .places import source_line
+from .streams import PYTHON, PythonStream
+from .tracefile import Source
+
+__all__ = ["WatchedEntropy", "are_cheap", "numpy_state", "python_state", "states", "torch_state"]
+
+_C: Any = torch._C
+_numpy: Any = np.random  # whose stubs leave out get_bit_generator
+_bit_generator: Any = bit_generator
+
+
+def python_state(stream: PythonStream = PYTHON) -> int:
+    """Return 64 bits of the state of Python's global stream."""
+    if stream._memory is None:
+        return text_hash(repr(random.getstate()))
+    gaussian = stream._generator.gauss_next
+    return data_hash(stream._memory, 0 if gaussian is None else data_hash(struct.pack("<d", gaussian)))
+
+
+def numpy_state(stream: NumPyStream = NUMPY) -> int:
+    """Return 64 bits of the state of NumPy's global stream, but for a cached gaussian where that is not cheap."""
+    bits = _numpy.get_bit_generator()
+    if stream._direct and type(bits) is np.random.MT19937:
+        return data_hash(stream._view(bits))
+    return text_hash(repr(pack(stream)))
+
+
+def states() -> tuple[int, int]:
+    """Return both, at every op: in one call where nothing is out of the ordinary."""
+    bits = _numpy.get_bit_generator()
+    if NUMPY._memory[0] is bits and PYTHON._memory is not None and PYTHON._generator.gauss_next is None:
+        return data_hash(PYTHON._memory), data_hash(NUMPY._memory[1])
+    return python_state(), numpy_state()
+
+
+def are_cheap(python: PythonStream = PYTHON, numpy: NumPyStream = NUMPY) -> bool:
+    """Return whether the states can be looked at where they lie in memory, at every op."""
+    return python._memory is not None and numpy._direct
+
+
+def torch_state(device: torch.device | None, generator: torch.Generator | None) -> dict[str, int]:
+    """Return 64 bits of the state of the torch generator that an op draws from."""
+    name = "torch" if generator is None else "generator"
+    if generator is None:
+        generator = torch.default_generator
+        if device is not None and device.type != "cpu":
+            device = torch.device(device.type, device.index or 0)
+            generator = next((one for one in default_generators() if one.device == device), None)
+    if generator is None:  # a backend without one to ask
+        return {}
+    with _C._DisableTorchDispatch():  # it makes a tensor
+        return {name: fingerprint(generator.get_state())}
+
+
+class WatchedEntropy:
+    """Note what NumPy's fresh entropy gives, and to which line.
+
+    In a seeded scope it is a stream like others. Outside, it comes from the operating system, and stays what it is; to
+    know that two runs were given different numbers, they pass through here.
+    """
+
+    def __init__(self) -> None:
+        self._inner: Any = None
+        self._given = 0
+        self.place: Source | None = None
+
+    def start(self) -> None:
+        """Watch, unless a scope has seeded it."""
+        source = getattr(_bit_generator, "randbits", None)
+        if source is not None and not ENTROPY.is_seeded():
+            self._inner, _bit_generator.randbits = source, self
+
+    def stop(self) -> None:
+        """Leave what was there before."""
+        if getattr(_bit_generator, "randbits", None) is self:
+            _bit_generator.randbits = self._inner
+
+    def __call__(self, bits: int) -> int:
+        given: int = self._inner(bits)
+        self._given = data_hash(given.to_bytes(bits // 8 + 1, "little"), self._given)
+        self.place = source_line()
+        return given
+
+    def state(self) -> int:
+        """Return 64 bits of what it has given so far, or of where it stands in a seeded scope."""
+        source = getattr(_bit_generator, "randbits", None)
+        if type(source) is not EntropySource:
+            return self._given
+        seed, drawn = source.state
+        return data_hash(b"%d" % drawn, seed)

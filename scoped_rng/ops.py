@@ -1,0 +1,159 @@
+"""What an op reads, and what is known of an op before it runs."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+
+from .fingerprint import fingerprint, text_hash
+
+__all__ = ["KNOWN", "Memory", "Op", "Read", "describe", "flat", "storage_of", "written_out"]
+
+Tensor = torch.Tensor
+_NONE: Mapping[int, int] = {}
+
+
+class Op(NamedTuple):
+    """What is known of an op before it runs."""
+
+    name: str
+    is_silent: bool = False  # of torch's own bookkeeping
+    is_collective: bool = False
+    draws: bool = False
+    reads: bool = True  # False: only looks at dtype and shape
+    makes_data: bool = True  # False: what it gives is another view of its input, or unwritten
+    makes_memory: bool = False  # and leaves it as it was
+    overwrites: frozenset[int | str] = frozenset()  # arguments that are written and not read
+    writes: tuple[tuple[int, str], ...] = ()  # all arguments that are written
+
+
+# What these do is in their names alone: the schema says of all that they write their first argument.
+_UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_"}
+_RESHAPE = {"as_strided_", "resize_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
+_FILL = {"bernoulli_", "cauchy_", "copy_", "exponential_", "fill_", "geometric_", "log_normal_", "normal_", "random_"}
+_FILL |= {"uniform_", "zero_", "_foreach_copy_", "_foreach_zero_"}
+# And of these it does not say it: batch norm changes them in training.
+_RUNNING = {"running_mean", "running_var"}
+
+
+def describe(func: Any) -> Op:
+    schema = getattr(func, "_schema", None)
+    if schema is None:  # of a higher order
+        return _remember(func, Op(str(func)))
+    name = func.name()
+    space, _, base = name.partition(".")[0].rpartition("::")
+    writes, overwrites = [], set()
+    for index, argument in enumerate(schema.arguments):
+        is_written = argument.alias_info is not None and argument.alias_info.is_write
+        if is_written or argument.name in _RUNNING:
+            writes.append((index, argument.name))
+        if is_written and (argument.is_out or (index == 0 and base in _FILL)):
+            overwrites |= {index, argument.name}
+    is_view = any(given.alias_info is not None and not given.alias_info.is_write for given in schema.returns)
+    is_view = is_view or base in _RESHAPE
+    makes_memory = base in _UNWRITTEN
+    op = Op(
+        name,
+        space in ("prim", "profiler"),
+        space in ("c10d", "_c10d_functional") and base != "wait_tensor",
+        torch.Tag.nondeterministic_seeded in func.tags,
+        not (is_view or makes_memory or base.startswith("new_") or base.endswith("_like")),
+        not (is_view or makes_memory),
+        makes_memory,
+        frozenset(overwrites),
+        tuple(writes),
+    )
+    return _remember(func, op)
+
+
+# By identity, since torch hashes an op in Python. There are a few thousand of them, and each is kept.
+KNOWN: dict[int, tuple[Op, Any]] = {}
+
+
+def _remember(func: Any, op: Op) -> Op:
+    KNOWN[id(func)] = op, func
+    return op
+
+
+class Memory:
+    """What is known of a tensor's storage."""
+
+    __slots__ = ("made", "owner")
+
+    def __init__(self, owner: Any) -> None:
+        self.owner = weakref.ref(owner)
+        self.made = -1  # the record that made it, as long as no op has written it
+
+
+def storage_of(tensor: Any) -> Any:
+    try:
+        return tensor.untyped_storage()
+    except (NotImplementedError, RuntimeError):  # sparse
+        return tensor
+
+
+class Read:
+    """What an op reads: fingerprints of tensors, and the rest written out."""
+
+    __slots__ = ("has_entered", "inputs", "memories", "scalars", "unwritten")
+
+    def __init__(self, memories: dict[int, Memory]) -> None:
+        self.memories = memories
+        self.inputs: list[int] = []
+        self.scalars: list[str] = []
+        self.unwritten: Mapping[int, int] = _NONE
+        self.has_entered = False
+
+    def value(self, value: Any, reads: bool) -> None:
+        """Add an argument; ``reads`` is false where only the shape of a tensor matters."""
+        kind = type(value)
+        if kind in _NUMBERS:
+            self.scalars.append(repr(value))
+        elif kind is Tensor or isinstance(value, Tensor):
+            self.tensor(value, reads)
+        elif kind is list or kind is tuple:
+            if all(map(_NUMBERS.__contains__, map(type, value))):
+                self.scalars.append(_cut(repr(value)))
+            else:
+                for item in value:
+                    self.value(item, reads)
+        else:
+            self.scalars.append(written_out(value))
+
+    def tensor(self, tensor: Tensor, reads: bool) -> None:
+        owner = storage_of(tensor)
+        memory = self.memories.get(id(owner))
+        if memory is None or memory.owner() is not owner:
+            self.memories[id(owner)] = Memory(owner)
+            self.has_entered = True
+        elif not reads:
+            return
+        elif memory.made >= 0:
+            self.unwritten = {**self.unwritten, len(self.inputs): memory.made}
+        self.inputs.append(fingerprint(tensor))
+
+
+_NUMBERS = {int, float, bool, type(None)}
+_PLAIN = (int, float, complex, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+_LONGEST = 200
+
+
+def written_out(value: Any) -> str:
+    if not isinstance(value, _PLAIN):
+        return f"<{type(value).__name__}>"  # which has no value that another process would have as well
+    return _cut(repr(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}… {text_hash(text):016x}"
+
+
+def flat(values: Any) -> Iterator[Any]:
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from flat(value)
+        else:
+            yield value
