@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import shlex
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,43 @@ def test_leak():
     result = suite.run("--rng-leaks=warn", process=True)
     result.assert_outcomes(passed=2, warnings=1)
     result.stdout.fnmatch_lines(["*LeakWarning: test_numpy.py::test_leak leaks: the test moves numpy.*"])
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        """
+class Proxy:
+    @property
+    def __class__(self):
+        raise RuntimeError
+
+proxy = Proxy()
+""",
+        """
+class Meta(type):
+    @property
+    def __module__(cls):
+        raise RuntimeError
+
+class Strange(metaclass=Meta):
+    pass
+""",
+        """
+class Mark:
+    @property
+    def name(self):
+        raise ValueError
+
+class Marked:
+    pytestmark = [Mark()]
+""",
+    ],
+    ids=["a proxy", "a metaclass", "a mark"],
+)
+def test_strange_things_in_a_module_are_left_alone(suite: Suite, source: str) -> None:
+    (suite.path / "test_strange.py").write_text(source + "\ndef test_one():\n    pass\n")
+    suite.run().assert_outcomes(passed=1)
 
 
 # A seed for the run
@@ -425,6 +463,27 @@ def test_a_wide_async_fixture_and_its_tests_are_seeded(suite: Suite) -> None:
     assert notes["two"] == kit.reference(3)[0]
 
 
+@pytest.mark.parametrize("tests", ["test_a or test_b", "test_b"])
+def test_a_parametrised_wide_fixture_is_seeded_by_its_value(suite: Suite, tests: str) -> None:
+    suite.write("""
+    @pytest.fixture(scope="session")
+    def data(request):
+        return kit.draws()
+
+    @pytest.mark.parametrize("data", [10, 20, (1, "a"), object], indirect=True)
+    def test_a(data):
+        pass
+
+    @pytest.mark.parametrize("data", [(1, "a"), 20, 10], indirect=True, ids=str)
+    def test_b(data, request):
+        note(request.node.callspec.id, data)
+    """)
+    notes = suite.notes("--rng-seed=0", "-k", tests)
+    for name, value in {"(1, 'a')": (1, "a"), "20": 20, "10": 10}.items():
+        seed = fold_in(0, "fixture", "", "test_suite.py", "data", repr(value), "setup")
+        assert notes[name] == kit.reference(seed)[0]
+
+
 # The marker
 
 
@@ -538,14 +597,63 @@ def test_a_marked_test_has_wide_fixtures_in_the_ambient_streams(suite: Suite) ->
     assert suite.notes("-W", "error", passed=1) == {"wide": expected, "one": kit.reference(7)[0]}
 
 
+def test_every_example_of_a_hypothesis_test_starts_at_the_marker_s_seed(suite: Suite) -> None:
+    suite.write("""
+    from hypothesis import given, settings, strategies as st
+
+    DRAWN = set()
+
+    @pytest.mark.fixed_seed(7)
+    @settings(max_examples=5, database=None)
+    @given(st.integers())
+    def test_one(x):
+        DRAWN.add(kit.draws())
+        assert torch.are_deterministic_algorithms_enabled()
+
+    @settings(max_examples=5, database=None)
+    @given(st.integers())
+    def test_two(x):
+        assert not torch.are_deterministic_algorithms_enabled()
+
+    class TestCase(unittest.TestCase):
+        @pytest.mark.fixed_seed(8)
+        @settings(max_examples=5, database=None)
+        @given(st.integers())
+        def test_case(self, x):
+            note("case", kit.draws())
+
+    def test_end():
+        note("drawn", sorted(DRAWN))
+    """)
+    notes = suite.notes(passed=4)
+    assert notes == {"drawn": kit.reference(7), "case": kit.reference(8)[0]}
+
+
+def test_what_hooks_draw_is_not_the_test_s(suite: Suite) -> None:
+    (suite.path / "conftest.py").write_text("""
+import random, pytest
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    random.random()
+    return (yield)
+""")
+    suite.write("""
+    @pytest.mark.fixed_seed(7)
+    def test_one():
+        note("one", kit.draws())
+    """)
+    assert suite.notes("--rng-seed=0", passed=1) == {"one": kit.reference(7)[0]}
+
+
 MARKER = "the marker is fixed_seed(seed=0, *, strict=False, also=(), devices=None)"
 
 
 @pytest.mark.parametrize(
     ("marker", "told"),
     [
-        ("fixed_seed(sed=7)", f"it got an unexpected keyword argument 'sed'; {MARKER}"),
-        ("fixed_seed(1, 2)", f"it takes from 0 to 1 positional arguments but 2 were given; {MARKER}"),
+        ("fixed_seed(sed=7)", f"fixed_seed() got an unexpected keyword argument 'sed'; {MARKER}"),
+        ("fixed_seed(1, 2)", f"fixed_seed() takes from 0 to 1 positional arguments but 2 were given; {MARKER}"),
         ("fixed_seed(-1)", "a seed must be in [0, 2**64), got -1; take it modulo 2**64 or derive one: fold_in(0, -1)"),
         ("fixed_seed(True)", "a seed must be an int in [0, 2**64), got bool True"),
         ("fixed_seed('a')", "got str 'a'; derive one from the name: fold_in(0, 'a')"),
@@ -568,20 +676,28 @@ def test_a_wrong_marker_is_an_error_before_the_test_runs(suite: Suite, marker: s
     shown = " ".join(result.outlines)
     assert "@pytest.mark.fixed_seed on test_suite.py::TestClass: " in shown
     assert told in shown
+    assert "During handling" not in shown
     assert not (suite.path / "notes.txt").exists()
 
 
-@pytest.mark.parametrize("name", ["TestEmpty", "Helper"])
-def test_a_marker_on_a_class_without_tests_is_an_error_before_any_test_runs(suite: Suite, name: str) -> None:
-    suite.write(f"""
-    @pytest.mark.fixed_seed(7)
-    class {name}:
-        def helper(self):
-            pass
+EMPTY = """
+@pytest.mark.fixed_seed(7)
+class {name}:
+    def helper(self):
+        pass
 
-    def test_one():
-        note("ran", True)
-    """)
+def test_one():
+    note("ran", True)
+"""
+
+
+@pytest.mark.parametrize("name", ["TestEmpty", "Helper"])
+@pytest.mark.parametrize("outer", ["", "TestOuter"])
+def test_a_marker_on_a_class_without_tests_is_an_error_before_any_test_runs(
+    suite: Suite, name: str, outer: str
+) -> None:
+    source = EMPTY.format(name=name)
+    suite.write(f"class {outer}:" + textwrap.indent(source, "    ") if outer else source)
     result = suite.run()
     result.assert_outcomes(errors=1)
     shown = " ".join(result.outlines)
@@ -589,23 +705,39 @@ def test_a_marker_on_a_class_without_tests_is_an_error_before_any_test_runs(suit
     assert not (suite.path / "notes.txt").exists()
 
 
-def test_a_marked_base_class_lends_its_marker(suite: Suite) -> None:
-    suite.write("""
-    @pytest.mark.fixed_seed(7)
-    class Base:
-        def test_one(self):
-            note("one", kit.draws())
+@pytest.mark.parametrize(
+    "base",
+    [
+        "class Base:\n    def test_one(self):\n        note('one', kit.draws())",
+        "class Base:\n    draws = staticmethod(kit.draws)",
+        "class TestBase:\n    __test__ = False\n    def test_one(self):\n        note('one', kit.draws())",
+        "class TestBase:\n    draws = staticmethod(kit.draws)",
+    ],
+)
+def test_a_marked_base_class_lends_its_marker(suite: Suite, base: str) -> None:
+    name = "TestBase" if "TestBase" in base else "Base"
+    suite.write(f"""
+@pytest.mark.fixed_seed(7)
+{base}
 
-    class TestClass(Base):
-        pass
-    """)
+class TestClass({name}):
+    __test__ = True
+
+    def test_one(self):
+        note("one", kit.draws())
+""")
     assert suite.notes(passed=1) == {"one": kit.reference(7)[0]}
+
+
+def test_a_marked_base_class_in_a_file_of_its_own_says_so(suite: Suite) -> None:
+    suite.write("@pytest.mark.fixed_seed(7)\nclass TestBase:\n    __test__ = False\n")
+    assert suite.run().ret == pytest.ExitCode.NO_TESTS_COLLECTED
 
 
 # What the options may be
 
 
-@pytest.mark.parametrize("value", ["banana", "-1", str(2**64), "1.5", ""])
+@pytest.mark.parametrize("value", ["banana", "-1", str(2**64), "1.5", "", "1_0", " 3", "٣"])
 def test_a_wrong_seed_is_a_usage_error_before_collection(suite: Suite, value: str) -> None:
     suite.write("raise SystemError")
     result = suite.run(f"--rng-seed={value}")
@@ -641,6 +773,11 @@ def test_the_header_shows_what_is_on(suite: Suite) -> None:
     suite.write(TWO_TESTS)
     result = suite.run("--rng-seed=3", "--rng-leaks=warn")
     result.stdout.fnmatch_lines(["scoped_rng: --rng-seed=3 --rng-leaks=warn"])
+
+
+def test_a_wrong_value_that_overrides_the_configuration_is_told_as_well(suite: Suite) -> None:
+    result = suite.run("-o", "rng_seed=x")
+    result.stderr.fnmatch_lines(["ERROR: rng_seed in the configuration: expected *, got 'x'"])
 
 
 @pytest.mark.parametrize("workers", [(), ("-n2",)], ids=["alone", "with xdist"])
@@ -722,7 +859,7 @@ def test_the_line_is_for_the_directory_and_the_shell_that_pytest_was_started_in(
 
     os.chdir(suite.path / "beside")
     result = suite.run("--rng-seed=3", "../below")
-    assert last_section(result) == """pytest --rng-seed=3 '../below/test_suite.py::test_one[it'"'"'s]'"""
+    assert last_section(result) == """pytest --rng-seed=3 --rootdir='..' '../below/test_suite.py::test_one[it'"'"'s]'"""
 
 
 @pytest.mark.parametrize("options", [(), ("--rng-seed=off",)])
@@ -731,7 +868,7 @@ def test_no_line_is_shown_without_a_seed(suite: Suite, options: tuple[str, ...])
     suite.run(*options).stdout.no_fnmatch_line("*--rng-seed*")
 
 
-def test_the_line_is_shown_for_setups_doctests_unittests_and_subtests(suite: Suite) -> None:
+def test_the_line_ends_every_report_of_setups_doctests_unittests_and_subtests(suite: Suite) -> None:
     suite.write('''
     @pytest.fixture
     def broken():
@@ -751,10 +888,42 @@ def test_the_line_is_shown_for_setups_doctests_unittests_and_subtests(suite: Sui
             for i in range(2):
                 with self.subTest(i=i):
                     self.assertLess(random.random(), 0)
+    def test_sub(subtests):
+        with subtests.test(i=0):
+            print("some output")
+            assert random.random() < 0
     ''')
+    (suite.path / "test_text.txt").write_text(">>> 1\n2\n")
     result = suite.run("--rng-seed=3", "--doctest-modules")
-    for name in ("test_one", "test_suite.function", "TestCase::test_case"):
+    for name in ("test_one", "TestCase::test_case"):
         assert f"pytest --rng-seed=3 'test_suite.py::{name}'" in result.outlines
+    assert "pytest --rng-seed=3 --doctest-modules 'test_suite.py::test_suite.function'" in result.outlines
+    assert "pytest --rng-seed=3 --doctest-glob='test_text.txt' 'test_text.txt::test_text.txt'" in result.outlines
+    command = "pytest --rng-seed=3 'test_suite.py::test_sub'"
+    assert result.outlines.index("some output") < result.outlines.index(command)
+
+
+WHERE = [("--rootdir=..",), ("-c", "other.ini"), ("--rootdir=..", "-c", "other.ini")]
+
+
+@pytest.mark.parametrize("options", WHERE, ids=" ".join)
+def test_the_line_repeats_a_test_wherever_the_root_is(suite: Suite, options: tuple[str, ...]) -> None:
+    (suite.path / "other.ini").write_text("[pytest]\n")
+    suite.write("""
+    def test_one():
+        raise AssertionError(str(kit.draws()))
+    """)
+    result = suite.run("--rng-seed=3", *options)
+    (error,) = [line for line in result.outlines if line.startswith("E  ")]
+    again = suite.run(*shlex.split(last_section(result))[1:])
+    assert error in again.outlines
+
+
+def test_the_line_is_in_the_junit_file(suite: Suite) -> None:
+    suite.write(FAILING)
+    suite.run("--rng-seed=3", "--junitxml=report.xml")
+    shown = (suite.path / "report.xml").read_text()
+    assert """<property name="repeat" value="pytest --rng-seed=3 'test_suite.py::test_one'" />""" in shown
 
 
 # Leaks
@@ -796,6 +965,9 @@ def setup_function(function):
 def test_hook():
     pass
 
+def test_twice(setup):
+    torch.rand(1)
+
 def test_put_back(monkeypatch):
     state = random.getstate()
     random.random()
@@ -803,50 +975,55 @@ def test_put_back(monkeypatch):
     monkeypatch.setattr(torch.backends.mkldnn, "deterministic", True)
 """
 BENCHMARK = "torch.backends.cudnn.benchmark from"
+FOR_STREAMS = "raw in a scope (isolated() or deterministic(seed)) or from a generator of your own"
+FOR_FLAGS = "et flags in a scope (deterministic(seed)), or put them back"
+WITHOUT_SEED = f"D{FOR_STREAMS}, or isolate every test with --rng-seed"
 LEAKS = {
-    "test_call": "the test moves numpy",
-    "test_fixtures": "the teardown of the fixture 'teardown' moves python; the fixture 'setup' moves torch",
-    "test_both": f"the test moves python; the fixture 'wide' moves {BENCHMARK} False to True",
-    "test_put_back": f"the teardown of the fixture 'wide' moves {BENCHMARK} True to False",
+    "test_call": f"the test moves numpy. {WITHOUT_SEED}",
+    "test_fixtures": "the teardown of the fixture 'teardown' moves python; the fixture 'setup' moves torch. D",
+    "test_both": "the test moves python; "
+    f"the fixture 'wide' changes {BENCHMARK} False to True. {WITHOUT_SEED}; s{FOR_FLAGS}",
+    "test_hook": f"setup_function() moves python. {WITHOUT_SEED}",
+    "test_put_back": f"the teardown of the fixture 'wide' changes {BENCHMARK} True to False. S{FOR_FLAGS}",
+    "test_twice": "the fixture 'setup' and the test move torch. D",
 }
-ADVICE = "Draw in a scope (isolated() or deterministic(seed)) or from a generator of your own"
 
 
 def test_leaks_are_warned_of_by_name_and_place(suite: Suite) -> None:
     suite.write(LEAKING)
     result = suite.run("--rng-leaks=warn", moves=True)
-    result.assert_outcomes(passed=6, warnings=5)
+    result.assert_outcomes(passed=7, warnings=6)
     shown = " ".join(result.outlines)
     for name, told in LEAKS.items():
-        assert f"LeakWarning: test_suite.py::{name} leaks: {told}. {ADVICE}" in shown
-    assert "test_hook leaks: the fixture " in shown
+        assert f"LeakWarning: test_suite.py::{name} leaks: {told}" in shown
     assert "test_clean leaks" not in shown
 
 
 def test_leaks_are_errors_where_asked(suite: Suite) -> None:
     suite.write(LEAKING)
     result = suite.run("--rng-leaks=error", moves=True)
-    result.assert_outcomes(passed=6, errors=5)
-    assert f"test_suite.py::test_call leaks: the test moves numpy. {ADVICE}" in " ".join(result.outlines)
+    result.assert_outcomes(passed=7, errors=6)
+    assert f"test_suite.py::test_call leaks: {LEAKS['test_call']}" in " ".join(result.outlines)
 
 
 @pytest.mark.parametrize("options", [(), ("--rng-leaks=ignore",)])
 def test_leaks_are_not_told_otherwise(suite: Suite, options: tuple[str, ...]) -> None:
     suite.write(LEAKING)
     result = suite.run("-W", "error", *options, moves=True)
-    result.assert_outcomes(passed=6)
+    result.assert_outcomes(passed=7)
 
 
 def test_a_seed_for_the_run_leaves_only_flags_to_leak(suite: Suite) -> None:
     suite.write(LEAKING)
     result = suite.run("--rng-leaks=error", "--rng-seed=0")
-    result.assert_outcomes(passed=6, errors=2)
+    result.assert_outcomes(passed=7, errors=2)
     shown = " ".join(result.outlines)
-    assert f"test_both leaks: the fixture 'wide' moves {BENCHMARK} False to True. {ADVICE}" in shown
+    assert f"test_both leaks: the fixture 'wide' changes {BENCHMARK} False to True. S{FOR_FLAGS}" in shown
     assert "test_call leaks" not in shown
 
 
-def test_a_leak_does_not_hide_a_failure(suite: Suite) -> None:
+@pytest.mark.parametrize("mode", ["warn", "error"])
+def test_a_leak_does_not_hide_a_failure(suite: Suite, mode: str) -> None:
     suite.write("""
     @pytest.fixture
     def broken():
@@ -860,12 +1037,12 @@ def test_a_leak_does_not_hide_a_failure(suite: Suite) -> None:
     def test_two():
         torch.backends.cudnn.benchmark = False
     """)
-    result = suite.run("--rng-leaks=error", "--rng-seed=0")
-    result.assert_outcomes(passed=1, failed=1, errors=2, warnings=1)
+    result = suite.run(f"--rng-leaks={mode}", "--rng-seed=0", "-W", "error")
+    result.assert_outcomes(passed=1, failed=1, errors=2)
     shown = " ".join(result.outlines)
     assert "KeyError: 'call'" in shown
     assert "OSError: teardown" in shown
-    assert f"test_one leaks: the test moves {BENCHMARK} False to True" in shown
+    assert f"test_one leaks: the test changes {BENCHMARK} False to True" in shown
 
 
 def test_a_test_that_imports_torch_is_not_blamed_for_what_was_not_there(suite: Suite) -> None:
@@ -888,6 +1065,19 @@ def test_the_fixture_gives_the_seed_of_the_test(suite: Suite) -> None:
     assert suite.notes(passed=2) == {"one": seed_of("test_one"), "two": 7}
     assert suite.notes("--rng-seed=3", passed=2) == {"one": seed_of("test_one", 3), "two": 7}
     assert suite.notes("--rng-seed=off", passed=2) == {"one": seed_of("test_one"), "two": 7}
+
+
+def test_the_fixture_gives_the_seed_that_the_test_has_been_set_up_with(suite: Suite) -> None:
+    suite.write("""
+    @pytest.fixture(autouse=True)
+    def late(request):
+        request.applymarker(pytest.mark.fixed_seed(7))
+
+    def test_one(rng_seed):
+        note("one", [rng_seed, kit.draws()])
+    """)
+    seed = seed_of("test_one")
+    assert suite.notes("--rng-seed=0", passed=1) == {"one": [seed, kit.reference(seed)[0]]}
 
 
 # Beside other plugins

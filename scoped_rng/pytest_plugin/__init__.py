@@ -8,7 +8,6 @@ rest of the package is imported where it is first used.
 from __future__ import annotations
 
 import argparse
-import inspect
 from collections.abc import Generator
 from typing import Any
 
@@ -47,7 +46,7 @@ def _read_seed(text: str) -> int | str:
     if text in ("fresh", "off"):
         return text
     try:
-        return check_seed(int(text))
+        return check_seed(int(text) if text.isascii() and text.isdecimal() else -1)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected a number in [0, 2**64), 'fresh' or 'off', got {text!r}") from None
 
@@ -67,7 +66,7 @@ def pytest_configure(config: pytest.Config) -> None:
             try:
                 setattr(config.option, name, read(config.getini(name)))
             except argparse.ArgumentTypeError as error:
-                raise pytest.UsageError(f"{name} in {config.inipath}: {error}") from None
+                raise pytest.UsageError(f"{name} in {config.inipath or 'the configuration'}: {error}") from None
     if config.option.rng_seed == "fresh":
         import secrets
 
@@ -88,12 +87,12 @@ def _register(config: pytest.Config) -> None:
     from .seeding import Refusal, Seeding
 
     seed = config.option.rng_seed
-    seeding = Seeding(None if seed == "off" else seed)
+    seeding = Seeding(None if seed == "off" else seed, config.getoption("showcapture", "all") == "all")
     config.pluginmanager.register(seeding, "scoped_rng_seeding")
     config.pluginmanager.register(Refusal(seeding), "scoped_rng_refusal")
     if config.option.rng_leaks != "ignore":
         # Last, so that its hooks are round those of the seeding: what a test's own scope holds is no leak.
-        config.pluginmanager.register(Leaks(config.option.rng_leaks), "scoped_rng_leaks")
+        config.pluginmanager.register(Leaks(config.option.rng_leaks, seeding.seed), "scoped_rng_leaks")
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
@@ -115,33 +114,38 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, Any]:
     report = yield
     if report.passed and (type(collector) is pytest.Module or isinstance(collector, pytest.Class)):
-        for cls in _marked_classes_without_tests(collector, report.result):
+        for name in _marked_classes_without_tests(collector, report.result):
             report.outcome = "failed"
             report.longrepr = (
-                f"{collector.nodeid}: @pytest.mark.{MARKER} on the class {cls}, which has no tests; "
-                "put it on a class with tests, on the tests, or (pytestmark = ...) on the module"
+                f"{collector.nodeid}: @pytest.mark.{MARKER} on the class {name}, which has no tests; put it on a class "
+                "with tests, on the tests, or (pytestmark = ...) on the module; on a base class in a file of its own, "
+                "set __test__ = False"
             )
     return report
 
 
 def _marked_classes_without_tests(collector: pytest.Module | pytest.Class, collected: list[Any]) -> list[str]:
-    if isinstance(collector, pytest.Class):
-        return [collector.name] if not collected and _is_marked(collector.own_markers) else []
-    return [
-        name
-        for name, cls in vars(collector.obj).items()
-        if inspect.isclass(cls)
-        and cls.__module__ == collector.obj.__name__
-        and _is_marked(vars(cls).get("pytestmark", ()))
-        and not any(node.name == name for node in collected)
-        and not any(collector.funcnamefilter(test) for test in dir(cls))  # else it is a base of others
-    ]
+    found = []
+    if isinstance(collector, pytest.Class) and not collected and _has_marker_for_nothing(collector.obj):
+        found.append(collector.name)
+    for name, value in list(vars(collector.obj).items()):
+        # By its type: a proxy in a module may do anything when it is asked for its attributes.
+        if issubclass(type(value), type) and _has_marker_for_nothing(value):
+            has_tests = any(collector.funcnamefilter(test) for test in dir(value))  # a base, perhaps
+            if not has_tests and not any(node.name == name for node in collected):
+                found.append(name)
+    return found
 
 
-def _is_marked(marks: Any) -> bool:
-    return any(
-        getattr(mark, "name", None) == MARKER for mark in (marks if isinstance(marks, (list, tuple)) else [marks])
+def _has_marker_for_nothing(cls: type) -> bool:
+    """Return whether a class, if it has no tests, has the marker itself and no class to lend it to."""
+    names = type.__getattribute__(cls, "__dict__")
+    marks = names.get("pytestmark", ())
+    is_marked = any(
+        isinstance(mark, (pytest.Mark, pytest.MarkDecorator)) and mark.name == MARKER
+        for mark in (marks if isinstance(marks, (list, tuple)) else [marks])
     )
+    return is_marked and names.get("__test__", True) is not False and not type.__subclasses__(cls)
 
 
 @pytest.fixture

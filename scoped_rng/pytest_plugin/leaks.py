@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Generator
 from typing import Any
 
@@ -19,8 +20,11 @@ __all__ = ["Leaks"]
 class Leaks:
     """Tell of a test that leaves a stream moved or a flag changed, and of the fixture or phase that did it."""
 
-    def __init__(self, mode: str) -> None:
+    def __init__(self, mode: str, seed: int | None) -> None:
         self._mode = mode
+        self._hint_for_streams = "draw in a scope (isolated() or deterministic(seed)) or from a generator of your own"
+        if seed is None:
+            self._hint_for_streams += ", or isolate every test with --rng-seed"
         self._first: dict[str, Any] = {}
         self._last: dict[str, Any] = {}
         self._moved: dict[str, dict[str, None]] = {}  # by whom, each once
@@ -51,13 +55,15 @@ class Leaks:
     def pytest_fixture_setup(
         self, fixturedef: pytest.FixtureDef[Any], request: pytest.FixtureRequest
     ) -> Generator[None, Any, Any]:
-        name = fixturedef.argname
-        request.addfinalizer(lambda: self._look(f"the teardown of the fixture {name!r}"))
+        # setup_module and the like are fixtures too, with names that pytest makes.
+        hook = re.fullmatch(r"_(?:xunit|unittest)_(\w+?)_fixture_.*", fixturedef.argname)
+        name = f"{hook[1]}()" if hook else f"the fixture {fixturedef.argname!r}"
+        request.addfinalizer(lambda: self._look(f"the teardown of {name}"))
         self._look("the setup")
         try:
             return (yield)
         finally:
-            self._look(f"the fixture {name!r}")
+            self._look(name)
             request.addfinalizer(lambda: self._look("the teardown"))
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
@@ -68,25 +74,34 @@ class Leaks:
             failed = False
         finally:
             self._look("the teardown")
-            told = self._told()
-            message = (
-                f"{item.nodeid} leaks: {told}. Draw in a scope (isolated() or deterministic(seed)) or from a generator "
-                "of your own; --rng-seed isolates the streams of every test"
-            )
-            if told and (failed or self._mode == "warn"):
-                item.warn(LeakWarning(message))
-        if told and self._mode == "error":
+            message = self._told(item)
+            if message and failed:
+                item.add_report_section(
+                    "teardown", "leaks", message
+                )  # a warning that is an error would hide the failure
+        if message and self._mode == "error":
             pytest.fail(message, pytrace=False)
+        if message:
+            item.warn(LeakWarning(message))
         return result
 
-    def _told(self) -> str:
-        """Return what has moved, by who moved it."""
+    def _told(self, item: pytest.Item) -> str:
+        """Return what has moved, by who moved it, and what to do about it; or nothing."""
         told: dict[str, list[str]] = {}
+        hints: dict[str, None] = {}
         for name in _differing(self._first, self._last):
-            was, now = self._first[name], self._last[name]
-            change = "" if isinstance(now, bytes) else f" from {was!r} to {now!r}"
-            told.setdefault(" and ".join(self._moved[name]), []).append(name + change)
-        return "; ".join(f"{where} moves {', '.join(names)}" for where, names in told.items())
+            who = list(self._moved[name])
+            plural = "" if len(who) > 1 else "s"
+            if isinstance(self._last[name], bytes):
+                did, change = f"move{plural}", ""
+                hints[self._hint_for_streams] = None
+            else:
+                did, change = f"change{plural}", f" from {self._first[name]!r} to {self._last[name]!r}"
+                hints["set flags in a scope (deterministic(seed)), or put them back"] = None
+            told.setdefault(f"{' and '.join(who)} {did}", []).append(name + change)
+        shown = "; ".join(f"{what} {', '.join(names)}" for what, names in told.items())
+        advice = "; ".join(hints)
+        return f"{item.nodeid} leaks: {shown}. {advice[:1].upper()}{advice[1:]}" if told else ""
 
 
 def _values() -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any, SupportsIndex
 import pytest
 
 from ..activation import Activation
+from ..decorators import decorate
 from ..dynamo import imported
 from ..scope import Scope
 from ..seeds import check_bool, check_seed, fold_in
@@ -39,9 +40,8 @@ class _Imported(Scope):
         return plan
 
 
-def _scope_of_marker(
-    seed: SupportsIndex = 0, *, strict: bool = False, also: Any = (), devices: Any = None
-) -> _Imported:
+def fixed_seed(seed: SupportsIndex = 0, *, strict: bool = False, also: Any = (), devices: Any = None) -> _Imported:
+    """Return the scope that a marker with these arguments asks for."""
     return _Imported(MARKER, check_seed(seed), also, devices, check_bool("strict", strict))
 
 
@@ -49,17 +49,19 @@ def _marked_scope(item: pytest.Item) -> _Imported | None:
     """Return the scope that the closest marker of a test asks for."""
     for node, mark in item.iter_markers_with_node(MARKER):
         try:
-            return _scope_of_marker(*mark.args, **mark.kwargs)
+            return fixed_seed(*mark.args, **mark.kwargs)
         except (TypeError, ValueError) as error:
-            told = str(error).replace("_scope_of_marker()", "it")
-            pytest.fail(f"@pytest.mark.{MARKER} on {node.nodeid}: {told}; the marker is {SIGNATURE}", pytrace=False)
+            told = f"@pytest.mark.{MARKER} on {node.nodeid}: {error}; the marker is {SIGNATURE}"
+            raise pytest.fail.Exception(told, pytrace=False) from None
     return None
 
 
 def seed_of(item: pytest.Item) -> int:
-    scope, run = _marked_scope(item), item.config.option.rng_seed
+    """Return a test's own seed: its marker's, or one made of the run's (0 if there is none) and its name."""
+    scope = item.stash[_SCOPE] if _SCOPE in item.stash else _marked_scope(item)
     if scope is not None and scope.seed is not None:
         return scope.seed
+    run = item.config.option.rng_seed
     return fold_in(0 if run == "off" else run, _name(item))
 
 
@@ -70,14 +72,43 @@ def _name(item: pytest.Item) -> str:
     return item.nodeid.removesuffix("@" + "_".join(sorted(groups)))
 
 
+def _param(request: pytest.FixtureRequest) -> str:
+    """Tell the instances of a parametrised fixture apart: by their value, as pytest does when it shares them."""
+    value = getattr(request, "param", None)
+    parts = value if isinstance(value, tuple) else (value,)
+    is_plain = all(part is None or isinstance(part, (bool, int, float, str, bytes)) for part in parts)
+    return repr(value) if is_plain else str(getattr(request, "param_index", 0))
+
+
+def _command(item: pytest.Item, seed: int) -> str:
+    """Return the command that runs a test again."""
+    config, options = item.config, [f"--rng-seed={seed}"]
+    here = config.invocation_params.dir
+    if config.rootpath != here:  # which names are relative to
+        options.append(f"--rootdir={_quoted(os.path.relpath(config.rootpath, here))}")
+    if config.getoption("inifilename", None):
+        options.append(f"-c {_quoted(str(config.getoption('inifilename')))}")
+    if isinstance(item, pytest.DoctestItem):
+        is_module = item.path.suffix == ".py"
+        options.append("--doctest-modules" if is_module else f"--doctest-glob={_quoted(item.path.name)}")
+    _, colons, names = _name(item).partition("::")
+    return f"pytest {' '.join(options)} {_quoted(os.path.relpath(item.path, here) + colons + names)}"
+
+
+def _quoted(text: str) -> str:
+    return "'" + text.replace("'", "'\"'\"'") + "'"  # for a shell
+
+
 class Seeding:
     """Seed every test (or only those with the marker), with one activation from its setup to its teardown."""
 
-    def __init__(self, seed: int | None) -> None:
+    def __init__(self, seed: int | None, shows_sections: bool) -> None:
         self.seed = seed
+        self._shows_sections = shows_sections
         self.current: Activation | None = None  # the test's, or that of a wide fixture in the meantime
         self._reseeds_itself: bool | None = None
         self.refusal: BaseException | None = None
+        self._item: pytest.Item | None = None  # the test that was last set up
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_setup(self, item: pytest.Item) -> Generator[None, Any, Any]:
@@ -88,6 +119,8 @@ class Seeding:
         return (yield)
 
     def _enter(self, item: pytest.Item) -> None:
+        self._item = item
+        item.stash[_SCOPE] = None
         scope = item.stash[_SCOPE] = _marked_scope(item)
         if scope is not None:
             # Not the call's own seed: what a fixture draws would be the very numbers that the test draws.
@@ -99,11 +132,21 @@ class Seeding:
             self.current = Activation(scope)
             self.current.start()
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    # Inside of all other wrappers: what those draw is not the test's.
+    @pytest.hookimpl(wrapper=True, trylast=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
+        __tracebackhide__ = True
         marked = item.stash.get(_SCOPE, None)
         if marked is None:
             return (yield)
+        given: Any = getattr(getattr(item, "obj", None), "hypothesis", None)
+        if hasattr(given, "inner_test"):  # every example starts from the seed, as with the decorator
+            plain = given.inner_test
+            given.inner_test = decorate(marked, plain)
+            try:
+                return (yield)
+            finally:
+                given.inner_test = plain
         activation, failed = Activation(marked), True
         try:
             try:
@@ -161,7 +204,7 @@ class Seeding:
             request.node.nodeid,
             fixturedef.baseid,
             fixturedef.argname,
-            getattr(request, "param_index", 0),
+            _param(request),
         )
         aside = _Aside(self, (*path, "setup"))
         after = _Aside(self, (*path, "teardown"))
@@ -173,19 +216,20 @@ class Seeding:
             aside.end()
             request.addfinalizer(after.begin)
 
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_runtest_makereport(self, item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
-        report = yield
-        if report.failed and self.seed is not None:
-            path, colons, names = _name(item).partition("::")
-            path = os.path.relpath(item.config.rootpath / path, item.config.invocation_params.dir)
-            quoted = (path + colons + names).replace("'", "'\"'\"'")  # for a shell
-            line = f"pytest --rng-seed={self.seed} '{quoted}'"
-            if item.config.getoption("showcapture", "all") == "all":
-                report.sections.append(("repeat this test", line))
-            else:  # pytest does not show these sections
-                getattr(report.longrepr, "addsection", lambda *section: None)("repeat this test", line)
-        return report
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        # Here, where all sections are in: a subtest's captured output comes after its report is made. A controller of
+        # pytest-xdist, which logs all reports once more, has set no test up.
+        item = self._item
+        if report.failed and self.seed is not None and item is not None and report.nodeid == item.nodeid:
+            command = _command(item, self.seed)
+            if ("repeat", command) not in item.user_properties:
+                item.user_properties.append(("repeat", command))  # which --junitxml writes with the teardown's report
+                report.user_properties.append(("repeat", command))
+            if self._shows_sections:
+                report.sections.append(("repeat this test", command))
+            else:
+                getattr(report.longrepr, "addsection", lambda *section: None)("repeat this test", command)
 
 
 class Refusal:
