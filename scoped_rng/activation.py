@@ -12,7 +12,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from .dynamo import imported, skipped
 from .errors import ConcurrentScopeError, RestoreError, RestoreWarning, ScopeOrderWarning, warn
@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from .registry import Held
     from .scope import Scope
 
-__all__ = ["Activation", "Transaction", "ambient_value", "find"]
+__all__ = ["Activation", "Transaction", "ambient_value", "find", "run_within"]
+
+
+T = TypeVar("T")
 
 
 class Transaction:
@@ -202,6 +205,26 @@ class Activation(Transaction):
                 if other.subject is held.subject:
                     return activation, place
         return None
+
+
+def run_within(activation: Activation, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:
+    """Call ``fn`` with the activation in force, and report.
+
+    Two finally blocks round the same call: where an interrupt hits the inner one, the outer one goes on.
+    """
+    __tracebackhide__ = True
+    failed = True
+    try:
+        try:
+            activation.start()
+            result = fn(*args, **kwargs)
+        finally:
+            activation.stop()
+        failed = False
+        return result
+    finally:
+        activation.stop()
+        activation.report(sys.exc_info()[1] if failed else None)
 
 
 # A generator's frame is never compiled, but does not keep dynamo from what it calls.

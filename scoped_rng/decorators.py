@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, SupportsIndex, TypeVar, overload
 
-from .activation import Activation, Transaction
+from .activation import Activation, Transaction, run_within
 from .dynamo import never_compile, skipped
 from .errors import ConcurrentScopeError
 from .scope import Scope, deterministic
@@ -220,27 +220,17 @@ def _wrapper(scope: Scope, fn: Callable[..., Any]) -> Callable[..., Any]:
     checks = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     hides_body = inner is not kind and any(check(inner) for check in checks)
 
+    body = _refusing_what_has_not_run(scope, fn) if hides_body else fn
+
     def function(*args: Any, **kwargs: Any) -> Any:
-        activation, failed = Activation(scope), True
-        try:
-            try:
-                activation.start()
-                result = fn(*args, **kwargs)
-                if hides_body:
-                    _refuse_what_has_not_run(scope, fn, result)
-            finally:
-                activation.stop()
-            failed = False
-            return result
-        finally:
-            activation.stop()
-            activation.report(sys.exc_info()[1] if failed else None)
+        __tracebackhide__ = True
+        return run_within(Activation(scope), body, *args, **kwargs)
 
     return function
 
 
-def _refuse_what_has_not_run(scope: Scope, fn: Any, result: Any) -> None:
-    """Raise where a call has only made what will run the body later, outside of the scope."""
+def _refusing_what_has_not_run(scope: Scope, fn: Any) -> Any:
+    """Return ``fn``, raising where a call has only made what will run the body later, outside of the scope."""
     later = (
         AbstractContextManager,
         AbstractAsyncContextManager,
@@ -248,13 +238,20 @@ def _refuse_what_has_not_run(scope: Scope, fn: Any, result: Any) -> None:
         types.GeneratorType,
         types.AsyncGeneratorType,
     )
-    if isinstance(result, later):
-        if isinstance(result, types.CoroutineType):
-            result.close()
-        raise TypeError(
-            f"{scope!r} decorates {fn.__name__}, whose body has not run when the call returns a "
-            f"{type(result).__name__}; put it below the other decorators (@contextmanager, say), next to the function"
-        )
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        result = fn(*args, **kwargs)
+        if isinstance(result, later):
+            if isinstance(result, types.CoroutineType):
+                result.close()
+            raise TypeError(
+                f"{scope!r} decorates {fn.__name__}, whose body has not run when the call returns a "
+                f"{type(result).__name__}; put it below the other decorators (@contextmanager, say), next to the "
+                "function"
+            )
+        return result
+
+    return call
 
 
 def _advance(activation: Activation, call: list[Any]) -> tuple[bool, list[Any]]:

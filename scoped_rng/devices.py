@@ -113,8 +113,11 @@ class PendingSeeds:
 
     def seed(self, seed: int) -> None:
         _PENDING_SEED[0] = seed
-        for _, tracker, queued, order in self._waiting:
+        for backend, tracker, queued, order in self._waiting:
             tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order = queued, None, order
+            if backend.is_initialized():  # since the scope was entered, and it is seeded again
+                for stream in backend.streams():
+                    stream.seed(seed)
 
 
 class Backend:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import sys
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ import numpy.random.bit_generator as bit_generator
 from .dynamo import imported
 from .registry import Held
 from .seeds import fold_in
-from .streams import MersenneMemory
+from .streams import MersenneMemory, python_memory, python_memory_is_as_known
 
 __all__ = ["ENTROPY", "NUMPY", "NUMPY_STREAMS", "EntropySource", "EntropyStream", "NumPyStream"]
 
@@ -46,6 +48,7 @@ class NumPyStream:
         self._seeded_bits: Any = _MT19937(0)
         self._seeded = np.random.RandomState(self._seeded_bits)
         self._seeded_memory = _memory(self._seeded_bits)
+        self._python = _words_by_python()
 
     def _view(self, bits: Any) -> Any:
         """Return the memory of ``bits`` as a ctypes array, kept for the next call."""
@@ -106,14 +109,20 @@ class NumPyStream:
     def seed(self, seed: int) -> None:
         # NumPy takes larger seeds as an array of words. Of these two alone it would make the very numbers that Python
         # makes of the seed, in the same way, so there is a third.
-        self._seeded.seed(seed if seed < 1 << 32 else [seed & 0xFFFF_FFFF, seed >> 32, 1])
+        words = None
+        if seed < 1 << 32:
+            self._seeded.seed(seed)
+        elif self._direct and self._python is not None and type(_get_bit_generator()) is _MT19937:
+            words = self._python(seed | 1 << 64)
+        else:
+            self._seeded.seed([seed & 0xFFFF_FFFF, seed >> 32, 1])
         bits = _get_bit_generator()
         if not isinstance(bits, _MT19937):  # the same numbers whatever is installed outside
             bits = _MT19937(0)
         with bits.lock:
             _set_bit_generator(bits)
             if self._direct and type(bits) is _MT19937:
-                self._view(bits).raw = self._seeded_memory.raw
+                self._view(bits).raw = words or self._seeded_memory.raw
             else:
                 state: Any = self._seeded_bits.state
                 state["bit_generator"] = type(bits).__name__  # a subclass, perhaps
@@ -134,6 +143,27 @@ _pickles_seed_sequence = int(np.__version__.split(".")[0]) >= 2
 
 def _memory(bits: Any) -> Any:
     return MersenneMemory.from_address(bits.ctypes.state_address)  # uint32 key[624]; int pos
+
+
+def _words_by_python() -> Callable[[int], bytes] | None:
+    """Return what makes the memory of an MT19937 from a seed by Python's generator, or None where it cannot.
+
+    It spreads the words of a seed over the state in the same way, from an int, in a third of the time that NumPy takes
+    for an array: 7 µs of a scope.
+    """
+    generator = random.Random(0)
+    if not python_memory_is_as_known(generator):
+        return None
+    memory, seed = python_memory(generator), super(random.Random, generator).seed
+
+    def words(number: int) -> bytes:
+        seed(number)
+        raw: bytes = memory.raw
+        return raw[4:] + raw[:4]  # Python has the position first
+
+    bits: Any = _MT19937(0)
+    np.random.RandomState(bits).seed([2, 3, 1])
+    return words if words(2 | 3 << 32 | 1 << 64) == _memory(bits).raw else None
 
 
 def _mt19937_memory_is_as_known() -> bool:

@@ -12,7 +12,14 @@ from typing import Any
 from .dynamo import imported
 from .registry import REGISTERED, Held
 
-__all__ = ["PYTHON", "MersenneMemory", "PythonStream", "loaded_streams"]
+__all__ = [
+    "PYTHON",
+    "MersenneMemory",
+    "PythonStream",
+    "loaded_streams",
+    "python_memory",
+    "python_memory_is_as_known",
+]
 
 
 class PythonStream:
@@ -31,8 +38,8 @@ class PythonStream:
         self._generator: Any = generator
         self._memory: Any = None
         self._seed: Callable[[int], Any] = random.seed
-        if _python_memory_is_as_known(generator) if direct is None else direct:
-            self._memory = _python_memory(generator)
+        if python_memory_is_as_known(generator) if direct is None else direct:
+            self._memory = python_memory(generator)
             # Under random.Random's own, which only looks at the kind of seed and forgets the gaussian.
             self._seed = super(random.Random, generator).seed
 
@@ -59,18 +66,18 @@ class PythonStream:
         return 3, (*words, position), value[1]
 
 
-def _python_memory(generator: random.Random) -> Any:
+def python_memory(generator: random.Random) -> Any:
     return MersenneMemory.from_address(id(generator) + object.__basicsize__)  # int index; uint32 state[624]
 
 
-def _python_memory_is_as_known(generator: random.Random) -> bool:
+def python_memory_is_as_known(generator: random.Random) -> bool:
     base: Any = random.Random.__base__
     if sys.implementation.name != "cpython" or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return False
     if base.__basicsize__ < object.__basicsize__ + 2500:
         return False
     _, (*words, position), _ = generator.getstate()
-    return bool(_python_memory(generator).raw == struct.pack("=i624I", position, *words))
+    return bool(python_memory(generator).raw == struct.pack("=i624I", position, *words))
 
 
 MersenneMemory = ctypes.c_char * 2500

@@ -145,7 +145,7 @@ def test_every_way_to_put_pythons_stream_takes_what_python_gives(reader: Any, wr
 
 
 def test_pythons_memory_is_laid_out_as_the_direct_way_expects() -> None:
-    assert streams._python_memory_is_as_known(random.Random(1))
+    assert streams.python_memory_is_as_known(random.Random(1))
 
 
 @pytest.mark.parametrize("lacks", ["cpython", "gil", "size", "layout"])
@@ -161,8 +161,8 @@ def test_a_python_whose_memory_cannot_be_copied_gets_the_plain_way(lacks: str, m
         monkeypatch.setattr(streams, "random", types.SimpleNamespace(**{**vars(random), "Random": smaller}))
     else:
         generator = random.Random(2)
-        memory = streams._python_memory(generator)  # of another generator than asked for
-        monkeypatch.setattr(streams, "_python_memory", lambda generator: memory)
+        memory = streams.python_memory(generator)  # of another generator than asked for
+        monkeypatch.setattr(streams, "python_memory", lambda generator: memory)
     random.gauss(0, 1)
     stream, expected = streams.PythonStream(), python_continuation()
     value = stream.take()
@@ -179,6 +179,12 @@ def plain_stream() -> numpy_streams.NumPyStream:
     return numpy_streams.NumPyStream(direct=False)
 
 
+def stream_that_seeds_without_python() -> numpy_streams.NumPyStream:
+    stream = numpy_streams.NumPyStream()
+    stream._python = None
+    return stream
+
+
 def stream_without_the_short_cut_for_gaussians() -> numpy_streams.NumPyStream:
     stream = numpy_streams.NumPyStream()
     stream._put_gaussian = numpy_streams._put_gaussian
@@ -189,6 +195,7 @@ WAYS: dict[str, Callable[[], numpy_streams.NumPyStream]] = {
     "direct": numpy_streams.NumPyStream,
     "plain": plain_stream,
     "slow gaussian": stream_without_the_short_cut_for_gaussians,
+    "slow seed": stream_that_seeds_without_python,
 }
 BEFORE: dict[str, Callable[[], Any]] = {
     "fresh": lambda: None,
@@ -610,6 +617,17 @@ def test_a_numpy_without_the_place_keeps_its_entropy_fresh_and_everything_else_w
     with deterministic(0):
         assert np.random.default_rng().random() != drawn
     assert kit.continuation() == before
+
+
+def test_a_python_with_another_memory_layout_leaves_large_seeds_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(numpy_streams, "python_memory_is_as_known", lambda generator: False)
+    assert numpy_streams.NumPyStream()._python is None
+
+
+def test_a_python_that_seeds_in_another_way_leaves_large_seeds_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = streams.python_memory(random.Random(1))
+    monkeypatch.setattr(numpy_streams, "python_memory", lambda generator: other)
+    assert numpy_streams.NumPyStream()._python is None
 
 
 @pytest.mark.parametrize("seed", [2**32, 2**40 + 7, 2**64 - 1])
