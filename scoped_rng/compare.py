@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import decimal
 import enum
 import reprlib
 import types
 from collections import OrderedDict
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from .nn import without_modes
-from .parts import Label, NoBits, Parts, has_bits, has_identity, parts, state_parts
+from .parts import PLAIN, Label, NoBits, Parts, Path, are_mocks, has_bits, has_identity, parts, path_text, state_parts
 
 __all__ = ["Difference", "first_difference"]
 
@@ -54,13 +56,18 @@ class Difference:
     bits: tuple[str, str] | None = None
 
     def __str__(self) -> str:
-        return f"{self.path or 'the values'}: {self._told()}"
+        return f"{_short(self.path) or 'the values'}: {self._told()}"
 
     def _told(self) -> str:
         if self.what == "structure":
             return "structure differs: " + self._told_of_structure()
         if self.what == "type":
-            return f"type differs: {_name(self.first)} against {_name(self.second)}"
+            first, second = _name(self.first), _name(self.second)
+            return "type differs: " + (
+                f"two classes of the same name, {first}; make the class once, or compare what its objects hold"
+                if first == second
+                else f"{first} against {second}"
+            )
         if self.what == "incomparable" and isinstance(self.first, (set, frozenset)):
             return "a set of objects that are equal to themselves alone cannot be compared; make it a list or a dict"
         if self.what == "incomparable":
@@ -94,7 +101,11 @@ class Difference:
 
 def _listed(paths: tuple[str, ...]) -> str:
     more = len(paths) - 3
-    return ", ".join(paths[:3]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(_short, paths[:3])) + (f" and {more} more" if more > 0 else "")
+
+
+def _short(path: str) -> str:
+    return path if len(path) <= 125 else f"{path[:60]} ... {path[-60:]}"
 
 
 def _name(kind: type) -> str:
@@ -120,12 +131,15 @@ def first_difference(first: Any, second: Any, *, grad: bool = False) -> Differen
     shared, the order of a dict's keys (an ``OrderedDict``'s does), and attributes that were set on tensors and arrays.
 
     - Tensors: layout, dtype, shape, device and bits; ``grad=True`` adds ``requires_grad`` and ``.grad``.
-    - ``nn.Module``: parameters, buffers and modules by name, training mode, and attributes that are plain values,
-      tensors, arrays or generators.
+    - ``nn.Module``: parameters, buffers and modules by name, training mode, and all other attributes, such as a list
+      that is a cache, with what is inside them; but for hooks, and for what nothing can be read of (a lock, a file):
+      in a module, that counts as equal. TorchScript's have no other attributes.
     - NumPy arrays and scalars; structured ones by field, those of objects by element; masked ones where they are not
       masked, and their masks.
-    - Mappings by key, sequences by position, dataclasses by field, sets by element; functions by code and what they
-      close over; optimizers by parameter groups and state; random generators by state.
+    - Mappings by key, sequences by position, dataclasses by field, sets by element; the ``default_factory`` and the
+      ``maxlen`` of those that have one; functions by code and what they close over; optimizers by parameter groups and
+      state; random generators by state; weak references by what they lead to; times by ``fold`` and zone too; a mock by
+      its ``mock_calls`` and the attributes that were set on it, not by what it would return.
     - Any other object by its own ``__eq__`` where that gives a bool, else by the state that ``copy`` and ``pickle``
       take of it: its ``__dict__`` and slots, if it does not tell otherwise.
 
@@ -149,45 +163,48 @@ def first_difference(first: Any, second: Any, *, grad: bool = False) -> Differen
     ['loss']: 1 of 2 elements differ, the first at [1]: 0.0 against -0.0, 0 ULPs apart
     """
     # By the ids of what is compared already or just now, and alive, so that no id is used again.
-    seen: dict[tuple[int, int], tuple[Any, Any]] = {}
-    todo: list[tuple[Path, Any, Any]] = [(None, first, second)]
+    seen: dict[tuple[int, int, bool], tuple[Any, Any]] = {}
+    todo: list[tuple[Path, Any, Any, bool]] = [(None, first, second, False)]
     with without_modes(), getattr(torch._C, "DisableTorchFunction", contextlib.nullcontext)():
         while todo:  # a stack, since recursion ends at a thousand levels
-            path, a, b = todo.pop()
-            if a is b or (id(a), id(b)) in seen:
+            path, a, b, in_module = todo.pop()
+            if a is b or (id(a), id(b), in_module) in seen:
                 continue
-            seen[id(a), id(b)] = (a, b)
+            seen[id(a), id(b), in_module] = (a, b)
             try:
                 found = _compare(a, b, grad)
             except NoBits as error:
-                raise TypeError(f"{_text(path) or 'the value'} cannot be compared: {error}") from error.__cause__
+                where = _short(path_text(path)) or "the value"
+                raise TypeError(f"{where} cannot be compared: {error}") from error.__cause__
             if isinstance(found, Difference):
-                return dataclasses.replace(found, path=_text(path))
-            todo.extend(((path, label), x, y) for label, x, y in reversed(found))
+                # A module may hold what has no data to compare. The elements of a set may have some: that is told.
+                if in_module and found.what == "incomparable" and not isinstance(a, (set, frozenset)):
+                    continue
+                return dataclasses.replace(found, path=path_text(path))
+            in_module = in_module or isinstance(a, torch.nn.Module)
+            todo.extend(((path, label), x, y, in_module) for label, x, y in reversed(found))
     return None
 
 
-Path = Any  # None, or a pair of a Path and a Label: linked, so that a step costs the same at any depth
 Pairs = list[tuple[Label, Any, Any]]
-_PLAIN = frozenset((int, str, bytes, bool, type(None)))
 _UNIQUE = (type, types.ModuleType, enum.Enum)  # what there is one of each, so that another one is different
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-def _text(path: Path) -> str:
-    labels = []
-    while path is not None:
-        path, label = path
-        labels.append(str(label))
-    return "".join(reversed(labels))
 
 
 def _compare(a: Any, b: Any, grad: bool) -> Difference | Pairs:
     """Compare two values but for what is inside them; return a difference, or the pairs inside."""
     if type(a) is not type(b):
+        if are_mocks(a, b):
+            return _pairs(a, parts(a) or {}, parts(b) or {})
         return Difference("", "type", type(a), type(b))
-    if type(a) in _PLAIN or isinstance(a, _UNIQUE):
-        return [] if type(a) in _PLAIN and a == b else Difference("", "value", a, b, index=_first_place(a, b))
+    # There may be millions in these, so none of the items that are the same gets a label.
+    if type(a) in (list, tuple) and len(a) == len(b):
+        pairs = enumerate(zip(a, b, strict=True))
+        return [(Label("[%d]", place), x, y) for place, (x, y) in pairs if not _plainly_equal(x, y)]
+    if type(a) is dict and all(type(key) in (str, int) for key in (*a, *b)) and a.keys() == b.keys():
+        return [(Label("[%r]", key), x, b[key]) for key, x in a.items() if not _plainly_equal(x, b[key])]
+    if type(a) in PLAIN or isinstance(a, _UNIQUE):
+        return [] if type(a) in PLAIN and a == b else Difference("", "value", a, b, index=_first_place(a, b))
     try:
         difference = _compare_facts(a, b, grad)
         if difference is None and not is_lazy(a):
@@ -207,6 +224,10 @@ def _compare(a: Any, b: Any, grad: bool) -> Difference | Pairs:
         if inside is None or other is None:
             return Difference("", "incomparable", a, b)
     return _pairs(a, inside, other)
+
+
+def _plainly_equal(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and type(a) in PLAIN and a == b)
 
 
 def _first_place(a: Any, b: Any) -> tuple[int, ...] | None:
@@ -231,6 +252,8 @@ def _compare_facts(a: Any, b: Any, grad: bool) -> Difference | None:
 
 
 def _own_equality(a: Any, b: Any) -> bool | None:
+    if isinstance(a, decimal.Decimal):  # whose own takes 1.0 for 1.00
+        return repr(a) == repr(b)
     own: Any = type(a).__eq__
     if own is object.__eq__:
         return None
@@ -251,7 +274,8 @@ def _pairs(a: Any, inside: Parts, other: Parts) -> Difference | Pairs:
     if isinstance(a, OrderedDict) and list(inside) != list(other):
         first, second = (tuple(str(label) for label, _ in side.values()) for side in (inside, other))
         return Difference("", "structure", first, second)
-    return [(label, item, other[key][1]) for key, (label, item) in inside.items()]
+    pairs = [(label, item, other[key][1]) for key, (label, item) in inside.items()]
+    return [(label, x, y) for label, x, y in pairs if not _plainly_equal(x, y)]
 
 
 def _compare_bits(a: Any, b: Any) -> Difference | None:
@@ -274,8 +298,8 @@ def _compare_tensors(a: torch.Tensor, b: torch.Tensor) -> Difference | None:
     differing = (first != second).any(-1) if wide else first != second
     at = int(differing.flatten().to(torch.uint8).argmax())
     # Not every dtype can be indexed, but integers can.
-    sides = [_Side.of_tensor(bits[differing].cpu(), a.dtype) for bits in (first, second)]
-    return _bits_differ(sides, tuple(a.shape), at)
+    sides = (_Side.chunks_of(bits[differing].cpu(), a.dtype) for bits in (first, second))
+    return _bits_differ(zip(*sides, strict=True), tuple(a.shape), at)
 
 
 def _compare_arrays(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Difference | None:
@@ -283,7 +307,8 @@ def _compare_arrays(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Differe
     if np.array_equal(first, second):
         return None
     differing = (first != second).reshape(a.size, -1).any(-1).reshape(a.shape)
-    return _bits_differ([_Side.of_array(array[differing]) for array in (a, b)], a.shape, int(differing.argmax()))
+    sides = (_Side.chunks_of(array[differing], None) for array in (a, b))
+    return _bits_differ(zip(*sides, strict=True), a.shape, int(differing.argmax()))
 
 
 def _array_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -298,12 +323,21 @@ def _array_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return array[..., None].view(next(f"u{width}" for width in (8, 4, 2, 1) if size % width == 0))
 
 
+_CHUNK = 1 << 14  # elements: they stay in a processor's cache, and torch does not wake threads for so few
+
+
 class _Side(NamedTuple):
-    """The elements of one side that differ."""
+    """Some of the elements of one side that differ."""
 
     value: Any  # of the first one
     bits: np.ndarray[Any, Any]  # by element and, of complex ones, by part
     floats: np.ndarray[Any, Any] | None
+
+    @classmethod
+    def chunks_of(cls, elements: Any, dtype: torch.dtype | None) -> Iterator[_Side]:
+        for begin in range(0, len(elements), _CHUNK):
+            chunk = elements[begin : begin + _CHUNK]
+            yield cls.of_array(chunk) if dtype is None else cls.of_tensor(chunk, dtype)
 
     @classmethod
     def of_tensor(cls, bits: torch.Tensor, dtype: torch.dtype) -> _Side:
@@ -325,14 +359,17 @@ class _Side(NamedTuple):
         kind, size = array.dtype.kind, array.dtype.itemsize
         if kind == "c":
             array = array.view(f"f{size // 2}").reshape(-1, 2)
-        floats = None
-        if kind in "fc" and array.dtype.itemsize <= 8:
-            with np.errstate(all="ignore"):  # a signalling NaN
-                floats = array.astype(np.float64)
+        floats = array if kind in "fc" and array.dtype.itemsize <= 8 else None
         return cls(value, _array_bits(array), floats)
 
 
-def _bits_differ(sides: list[_Side], shape: tuple[int, ...], at: int) -> Difference:
+def _bits_differ(chunks: Iterable[tuple[_Side, _Side]], shape: tuple[int, ...], at: int) -> Difference:
+    sides: list[_Side] = []
+    count, distances = 0, []
+    for pair in chunks:
+        count += len(pair[0].bits)
+        distances.append(_ulps(*pair))
+        sides = sides or list(pair)
     first, second = sides
     shown = [
         ", ".join(f"0x{int(bits):0{2 * side.bits.itemsize}x}" for bits in np.atleast_1d(side.bits[0]).flat)
@@ -344,9 +381,9 @@ def _bits_differ(sides: list[_Side], shape: tuple[int, ...], at: int) -> Differe
         first.value,
         second.value,
         index=tuple(int(i) for i in np.unravel_index(at, shape)),
-        count=len(first.bits),
+        count=count,
         total=int(np.prod(shape, dtype=np.int64)),
-        ulps=_ulps(first, second),
+        ulps=max((it for it in distances if it is not None), default=None),
         bits=(shown[0], shown[1]),
     )
 

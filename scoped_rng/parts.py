@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import copyreg
 import dataclasses
-import decimal
+import datetime
 import functools
 import random
 import types
-from collections import deque
+import weakref
+from collections import UserList, defaultdict, deque
 from collections.abc import Hashable, Mapping
 from typing import Any, NamedTuple
+from unittest.mock import NonCallableMock
 
 import numpy as np
 import torch
+from torch.utils.hooks import RemovableHandle
 
-__all__ = ["Label", "NoBits", "Parts", "has_bits", "has_identity", "parts", "state_parts"]
+__all__ = [
+    "PLAIN",
+    "Label",
+    "NoBits",
+    "Parts",
+    "Path",
+    "are_mocks",
+    "has_bits",
+    "has_identity",
+    "parts",
+    "path_text",
+    "state_parts",
+]
 
 
 class Label(NamedTuple):
@@ -32,12 +48,25 @@ class Label(NamedTuple):
             return f"[<{type(self.shown).__name__}>]"
 
 
+PLAIN = frozenset((int, str, bytes, bool, type(None)))  # whose == tells all, between two of the same type
+
+Path = Any  # None, or a pair of a Path and a Label: linked, so that a step costs the same at any depth
+
 # By keys that are equal for what belongs together on two sides.
 Parts = dict[Hashable, tuple[Label, Any]]
 
 
 class NoBits(TypeError):
     """Tell why a tensor cannot be compared."""
+
+
+def path_text(path: Path) -> str:
+    """Return a path as it is written, such as ``['model'].weight``."""
+    labels = []
+    while path is not None:
+        path, label = path
+        labels.append(str(label))
+    return "".join(reversed(labels))
 
 
 def has_bits(value: Any) -> bool:
@@ -70,20 +99,25 @@ def parts(value: Any, grad: bool = False) -> Parts | None:
         value: anything but a lazy tensor.
         grad: whether the gradient of a tensor is a part of it.
     """
+    if isinstance(value, NonCallableMock):  # first, since one with a spec takes itself for an instance of that
+        return _mock_parts(value)
     if isinstance(value, torch.Tensor):
         return _tensor_parts(value, grad)
     if isinstance(value, (np.ndarray, np.generic)):
         return _array_parts(value)
     if isinstance(value, (float, complex)):
-        return {}
+        return _attributes(value)
     if isinstance(value, torch.nn.Module):
         return _module_parts(value)
     if isinstance(value, Mapping):
-        return {**_items(value), **_attributes(value)}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return {**_named(zip(value._fields, value, strict=True)), **_attributes(value)}
+        made = [("default_factory", value.default_factory)] if isinstance(value, defaultdict) else []
+        return {**_items(value), **_named(made), **_attributes(value)}
+    fields = getattr(type(value), "_fields", None)
+    if isinstance(value, tuple) and fields is not None:
+        return {**_named(zip(fields, value, strict=True)), **_attributes(value)}
     if isinstance(value, (list, tuple, deque)):
-        return {**{i: (Label("[%d]", i), item) for i, item in enumerate(value)}, **_attributes(value)}
+        ends = [("maxlen", value.maxlen)] if isinstance(value, deque) else []
+        return {**{i: (Label("[%d]", i), item) for i, item in enumerate(value)}, **_named(ends), **_attributes(value)}
     if isinstance(value, (set, frozenset)):
         return {**{exact(item): (Label("{%r}", item), item) for item in value}, **_attributes(value)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -139,6 +173,8 @@ def _items(mapping: Mapping[Any, Any]) -> Parts:
 
 def has_identity(key: Any) -> bool:
     """Return whether ``key`` is equal to itself alone, and a copy of it another key."""
+    if type(key) in PLAIN:
+        return False
     if isinstance(key, torch.Tensor):
         return True
     is_atomic = isinstance(key, (type, types.FunctionType, types.ModuleType)) or not hasattr(key, "__dict__")
@@ -148,6 +184,8 @@ def has_identity(key: Any) -> bool:
 
 def exact(key: Any) -> Hashable:
     """Return what is equal for keys of the same type and bits: 1, True and 1.0 are equal themselves."""
+    if type(key) in PLAIN:
+        return type(key), key
     if isinstance(key, tuple):
         return (type(key), *map(exact, key))
     if isinstance(key, frozenset):
@@ -199,17 +237,31 @@ def _module_parts(module: torch.nn.Module) -> Parts:
     found: dict[str, Any] = {"training": module.training}
     found.update(module.named_parameters(recurse=False, remove_duplicate=False))
     found.update(module.named_buffers(recurse=False, remove_duplicate=False))
-    found.update(module.named_children())
-    # Its other attributes may be anything, also what no one can compare (hooks, locks): these are known.
-    of_torch = vars(torch.nn.Module())
-    for name, item in vars(module).items():
-        if name not in of_torch and isinstance(item, (*_SIMPLE, *_GENERATORS)):
-            found[name] = item
+    found.update((name, child) for name, child in module._modules.items() if child is not None)
+    # All others but the tables that every module has, of hooks too, and what torch's compilers have made, which copies
+    # do not have either: torch.compile() wraps a module in another, and that is how the compiled ones have it.
+    if "_orig_mod" not in module._modules and not isinstance(module, torch.jit.ScriptModule):
+        of_torch = {*vars(torch.nn.Module()), "_compiled_call_impl"}
+        found.update((name, item) for name, item in vars(module).items() if name not in of_torch)
     return _named(found.items())
 
 
-_SIMPLE = (bool, int, float, complex, str, bytes, type(None), torch.Tensor, np.ndarray, np.generic)
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
+def _mock_parts(mock: NonCallableMock) -> Parts:
+    # deepcopy asks each call for its __deepcopy__, and takes the "call" of that for the copy, with all it has in hand.
+    calls = [tuple(call) for call in mock.mock_calls if not call[0].endswith("__deepcopy__")]
+    attributes = {name: item for name, item in vars(mock).items() if name not in _of_mocks()}
+    return _named({"mock_calls": calls, **attributes}.items())
+
+
+@functools.cache
+def _of_mocks() -> frozenset[str]:
+    return frozenset(vars(NonCallableMock()))
+
+
+def are_mocks(first: Any, second: Any) -> bool:
+    """Return whether both are mocks of the same kind: ``unittest.mock`` makes a class of its own for each of them."""
+    kinds = [dict.fromkeys(kind.__qualname__ for kind in type(it).__mro__) for it in (first, second)]
+    return "NonCallableMock" in kinds[0] and list(kinds[0]) == list(kinds[1])
 
 
 def _seeds(bits: np.random.BitGenerator) -> dict[str, Any]:
@@ -225,7 +277,11 @@ def _closure(function: types.FunctionType) -> dict[str, Any]:
     return {**{name: getattr(function, name) for name in names}, "__closure__": dict(cells)}
 
 
-# Kinds whose state is neither in their __dict__ nor told by an __eq__.
+def _time(it: Any) -> dict[str, Any]:
+    return {"isoformat()": it.isoformat(), "fold": it.fold, "tzinfo": it.tzinfo}
+
+
+# Kinds whose state is neither in their __dict__ nor wholly told by an __eq__.
 _KNOWN: tuple[tuple[type, Any], ...] = (
     (torch.optim.Optimizer, lambda it: {"param_groups": it.param_groups, "state": it.state}),
     (torch.Generator, lambda it: {"device": it.device, "get_state()": it.get_state()}),
@@ -239,5 +295,11 @@ _KNOWN: tuple[tuple[type, Any], ...] = (
     (functools.partial, lambda it: {"func": it.func, "args": it.args, "keywords": it.keywords, **vars(it)}),
     (BaseException, lambda it: {"args": it.args, **vars(it)}),
     (array.array, lambda it: {"typecode": it.typecode, "tobytes()": it.tobytes()}),
-    (decimal.Decimal, lambda it: {"as_tuple()": it.as_tuple()}),
+    (datetime.datetime, _time),
+    (datetime.time, _time),
+    (weakref.ref, lambda it: {"()": it()}),
+    (RemovableHandle, lambda it: {}),  # its number counts all the hooks of the process
+    (types.SimpleNamespace, vars),  # their own __eq__ takes 1 for True, and 0.0 for -0.0
+    (argparse.Namespace, vars),
+    (UserList, vars),
 )

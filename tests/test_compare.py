@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import collections
 import copy
 import dataclasses
+import datetime
 import decimal
 import enum
 import functools
+import math
 import operator
 import random
 import re
 import struct
 import threading
 import types
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
+from unittest import mock
 
 import hypothesis.extra.numpy as hnp
 import numpy as np
@@ -27,9 +32,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from scoped_rng import deterministic
 from scoped_rng.compare import Difference, first_difference
 
 DTYPES = sorted({it for it in vars(torch).values() if isinstance(it, torch.dtype)}, key=str)
+NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.timezone.utc)
 PLAIN_DTYPES = [dtype for dtype in DTYPES if not str(dtype).startswith("torch.q")]
 COMPLEX32 = "ignore:ComplexHalf support is experimental:UserWarning"
 INVARIANTS = "ignore:Sparse invariant checks are implicitly disabled:UserWarning"
@@ -454,7 +461,15 @@ def test_of_masked_arrays_the_masks_count_and_not_what_they_hide() -> None:
         (collections.deque([1]), collections.deque([2]), "value"),
         (types.MappingProxyType({1: 2}), types.MappingProxyType({1: 3}), "value"),
         (array.array("d", [0.0]), array.array("d", [-0.0]), "value"),
-        (decimal.Decimal("1.0"), decimal.Decimal("1.00"), "structure"),
+        (decimal.Decimal("1.0"), decimal.Decimal("1.00"), "value"),
+        (collections.defaultdict(list), collections.defaultdict(int), "value"),
+        (collections.deque([1], 2), collections.deque([1], 3), "value"),
+        (datetime.datetime(2020, 1, 1, fold=0), datetime.datetime(2020, 1, 1, fold=1), "value"),
+        (datetime.time(1, fold=0), datetime.time(1, fold=1), "value"),
+        (NOON, NOON.astimezone(datetime.timezone(datetime.timedelta(hours=1))), "value"),
+        (types.SimpleNamespace(x=0.0), types.SimpleNamespace(x=-0.0), "bits"),
+        (argparse.Namespace(x=1), argparse.Namespace(x=True), "type"),
+        (collections.UserList([0.0]), collections.UserList([-0.0]), "bits"),
         (ValueError(1), ValueError(2), "value"),
         (functools.partial(max, 1), functools.partial(max, 2), "value"),
         (random.Random(1), random.Random(2), "value"),
@@ -478,6 +493,31 @@ def test_a_nan_is_the_same_as_one_with_the_same_bits() -> None:
     first, second = ([float("nan"), {float("nan"): decimal.Decimal("nan")}, {float("nan")}] for _ in range(2))
     assert first_difference(first, second) is None
     assert first_difference(array.array("d", [float("nan")]), array.array("d", [float("nan")])) is None
+
+
+def test_keys_that_are_equal_but_of_other_types_are_told_apart_in_large_dicts_too() -> None:
+    first: dict[Any, int] = dict.fromkeys(range(100), 0)
+    second = {bool(key) if key < 2 else key: 0 for key in first}
+    assert first == second
+    assert found(first, second).what == "structure"
+    assert first_difference(first, dict(reversed(first.items()))) is None
+
+
+def test_attributes_of_a_number_count() -> None:
+    class Metres(float):
+        note = ""
+
+    first, second = Metres(1), Metres(1)
+    assert first_difference(first, second) is None
+    second.note = "measured"
+    assert found(first, second).path == ""
+
+
+def test_weak_references_are_compared_by_what_they_lead_to() -> None:
+    firsts = [Plain(x=1), Plain(x=1), Plain(x=2)]
+    references = [weakref.ref(it) for it in firsts]
+    assert first_difference(references[0], references[1]) is None
+    assert found(references[0], references[2]).path == ".().x"
 
 
 class Colour(enum.Enum):
@@ -731,6 +771,103 @@ def test_buffers_that_are_not_persistent_and_generators_of_a_module_count() -> N
     assert found(first, second).path == ".cache"
 
 
+class History(nn.Module):
+    """A module that keeps something, as caches and replay buffers do."""
+
+    def __init__(self, kept: Any) -> None:
+        super().__init__()
+        self.kept = kept
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "path"),
+    [
+        ([b"a"], [b"b"], "[0]"),
+        ((1, [2.0]), (1, [-2.0]), "[1][0]"),
+        ({"k": [torch.zeros(2)]}, {"k": [torch.ones(2)]}, "['k'][0]"),
+        (collections.deque([1], 3), collections.deque([2], 3), "[0]"),
+        ({1}, {2}, ""),
+        (Data(1), Data(2), ".x"),
+        (Pair(1, 2), Pair(1, 3), ".y"),
+        (Plain(x=[1]), Plain(x=[2]), ".x[0]"),
+        ([nn.Linear(1, 1), History([1])], [None, History([2])], "[0]"),
+        (History([History([1])]), History([History([2])]), ".kept[0].kept[0]"),
+        (closing_over([1]), closing_over([2]), ".__closure__['value'].cell_contents[0]"),
+        (np.random.MT19937(1), np.random.MT19937(2), ".state['state']['key']"),
+    ],
+)
+def test_whatever_a_module_keeps_in_its_attributes_counts(first: Any, second: Any, path: str) -> None:
+    assert found([History(first)], [History(second)]).path == f"[0].kept{path}"
+
+
+def test_what_has_no_data_is_passed_over_in_modules_alone() -> None:
+    first, second = ([threading.Lock(), {"stream": (it for it in ())}] for _ in range(2))
+    assert first_difference(History(first), History(second)) is None
+    assert found([History(first), first], [History(second), second]).path == "[1][0]"  # seen in a module before
+    assert found(History([*first, 1]), History([*second, 2])).path == ".kept[2]"
+    assert found(History({torch.ones(1)}), History({torch.zeros(1)})).what == "incomparable"
+
+
+def of_all_kinds() -> nn.Module:
+    model = nn.Sequential(nn.LSTM(2, 2), nn.TransformerEncoderLayer(2, 1, 4), nn.EmbeddingBag(2, 2), nn.LazyLinear(2))
+    model[0].hook = model[0].register_forward_hook(print)
+    model[1].parent = weakref.ref(model)
+    model[2].own = [model, model.forward, math.sin, threading.Lock(), re.compile("a"), weakref.WeakValueDictionary()]
+    model[2].again = nn.utils.spectral_norm(nn.Linear(2, 2))
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.filterwarnings("ignore:Lazy modules are a new feature", "ignore::FutureWarning")
+def test_a_module_is_the_same_as_its_copy_and_as_another_made_alike() -> None:
+    with deterministic(0):
+        first = of_all_kinds()
+    with deterministic(0):
+        second = of_all_kinds()
+    assert first_difference(first, second, grad=True) is None
+    first[2].own = second[2].own = None  # a lock cannot be copied
+    assert first_difference(first, copy.deepcopy(first)) is None
+
+
+def test_a_compiled_module_is_compared_by_the_module_in_it() -> None:
+    first, second, third = (torch.compile(History([kept]), backend="eager") for kept in (1, 1, 2))
+    assert first_difference(first, copy.deepcopy(first)) is None
+    assert first_difference(first, second) is None
+    assert found(first, third).path == "._orig_mod.kept[0]"
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_a_scripted_module_is_compared_by_its_parameters() -> None:
+    linear = nn.Linear(2, 2)
+    first, second = (torch.jit.script(copy.deepcopy(linear)) for _ in range(2))
+    assert first_difference(first, second) is None
+    torch.nn.init.zeros_(second.bias)
+    assert found(first, second).path == ".bias"
+
+
+def test_a_module_under_two_names_is_compared_by_each() -> None:
+    shared = nn.Linear(1, 1)
+    assert first_difference(nn.Sequential(shared, shared), nn.Sequential(shared, copy.deepcopy(shared))) is None
+
+
+def test_mocks_are_compared_by_their_calls_and_attributes() -> None:
+    for kind in (mock.Mock, mock.MagicMock, mock.NonCallableMock):
+        first = kind()
+        second = copy.deepcopy(first)
+        assert first_difference(first, second) is None
+        first.send.now([1], x=2)
+        assert found(first, second).path == ".mock_calls"
+        second.send.now([1], x=3)
+        assert found(first, second).path == ".mock_calls[0][2]['x']"
+        assert first_difference(copy.deepcopy(first), copy.deepcopy(first)) is None  # whose calls are not copied
+        second = kind()
+        second.send.now([1], x=2)
+        second.note = [1]
+        assert str(found(first, second)) == "the values: structure differs: only the second has .note"
+    assert found(mock.Mock(), mock.MagicMock()).what == "type"
+    assert first_difference(mock.Mock(spec=torch.Tensor), mock.Mock(spec=torch.Tensor)) is None
+
+
 def test_gradients_of_a_module_count_on_request() -> None:
     first = nn.Linear(2, 2)
     second = copy.deepcopy(first)
@@ -770,6 +907,46 @@ def test_children_that_a_generator_has_spawned_count() -> None:
 
 
 # Messages
+
+
+def test_two_classes_of_the_same_name_are_called_that() -> None:
+    first, second = (type("Local", (), {})() for _ in range(2))
+    message = (
+        f"the values: type differs: two classes of the same name, {__name__}.Local; make the class once, or compare "
+        "what its objects hold"
+    )
+    assert str(found(first, second)) == message
+
+
+def test_a_long_path_is_told_by_its_ends() -> None:
+    first: Any = [0]
+    second: Any = [1]
+    for _ in range(1_000):
+        first, second = [first], [second]
+    difference = found({"x": first}, {"x": second})
+    assert len(difference.path) == 5 + 3 * 1_001
+    assert str(difference) == f"['x']{'[0]' * 18}[ ... {'[0]' * 20}: 0 against 1"
+    assert len(str(found({"k" * 1_000: 1}, {"l" * 1_000: 1}))) < 400
+
+
+def test_decimals_that_are_equal_but_written_otherwise_are_shown() -> None:
+    message = "[0]: Decimal('1.0') against Decimal('1.00')"
+    assert str(found([decimal.Decimal("1.0")], [decimal.Decimal("1.00")])) == message
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8", "c8", "c16"])
+def test_the_count_and_the_distance_are_those_of_all_chunks(kind: str) -> None:
+    first = np.arange(1.0, 50_001).astype("f2" if kind == "f2" else "f4").clip(max=2048).astype(kind)
+    second = first.copy()
+    second[[1, 20_000]] = np.nan
+    second[[2, 30_000, -1]] *= np.array([-1, 2, 4], kind)
+    expected = found(first[-1:], second[-1:]).ulps
+    for one, other in ((first, second), (torch.from_numpy(first), torch.from_numpy(second))):
+        difference = found(one, other)
+        assert (difference.count, difference.index) == (5, (1,))
+        assert difference.ulps == found(first[2:3], second[2:3]).ulps
+        assert found(one[3:], other[3:]).ulps == expected
+        assert found(one * 0, one * 0 + 1).count == 50_000
 
 
 def test_a_text_is_shown_where_it_differs() -> None:
