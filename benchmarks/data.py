@@ -5,6 +5,7 @@ what comes next finds cold caches; every sample has a seed of its own. torch's l
 epoch, with workers that persist. A sample notes when it begins and ends. What lies between the end of one and the
 beginning of the next in the same process is what loading costs. From batch to batch that is the scope of the batch, the
 keys and the collating too; in a worker also waiting for its queues, so that this is counted in the main process alone.
+There is nothing else in batches of one. With ``sampler=`` the indices come from one that draws its order itself.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, RandomSampler, get_worker_info
 
 from scoped_rng.data import seeded_loader
 
@@ -76,11 +77,11 @@ class Gaps:
             ends[worker[0]] = end[-1]
 
 
-def measure(workers: int, options: argparse.Namespace) -> list[Row]:
+def measure(workers: int, size: int, by_sampler: bool, rounds: int) -> list[Row]:
     """Time torch's loader and ours in turns."""
-    recipe: Any = {"batch_size": options.batch_size, "shuffle": True, "num_workers": workers}
-    recipe["persistent_workers"] = workers > 0
+    recipe: Any = {"batch_size": size, "num_workers": workers, "persistent_workers": workers > 0}
     dataset = Millisecond()
+    recipe |= {"sampler": RandomSampler(dataset)} if by_sampler else {"shuffle": True}
     loaders: dict[str, Any] = {
         "torch's DataLoader": DataLoader(dataset, **recipe),
         "seeded_loader": seeded_loader(dataset, seed=0, **recipe),
@@ -89,16 +90,20 @@ def measure(workers: int, options: argparse.Namespace) -> list[Row]:
         list(loader)  # starts the workers
     gaps = {name: Gaps() for name in loaders}
     names, shuffle = list(loaders), random.Random(0).shuffle
-    for _ in range(options.rounds):
+    for _ in range(rounds):
         shuffle(names)
         for name in names:
             gaps[name].add(loaders[name])
     torchs, ours = gaps.values()
-    where = "in the main process" if workers == 0 else f"{workers} worker{'s' if workers > 1 else ''}"
-    rows = compare(where, median(torchs.in_batch), median(ours.in_batch))
+    where = f"{workers} worker{'s' if workers > 1 else ''}" if workers else "main"
+    where += f", batch of {size}{', sampler=' if by_sampler else ''}"
+    rows = compare(where, median(torchs.in_batch), median(ours.in_batch)) if size > 1 else []
     if workers == 0:
-        size = options.batch_size
-        in_all = [(median(it.in_batch) * (size - 1) + median(it.between_batches)) / size for it in (torchs, ours)]
+        in_all = [
+            sum(median(part) * count for part, count in ((it.in_batch, size - 1), (it.between_batches, 1)) if count)
+            / size
+            for it in (torchs, ours)
+        ]
         rows += compare(f"{where}, all", *in_all)
     return rows
 
@@ -106,12 +111,12 @@ def measure(workers: int, options: argparse.Namespace) -> list[Row]:
 def compare(where: str, torchs: float, ours: float) -> list[Row]:
     """Return torch's row, and ours with what it adds."""
     added = (ours - torchs) / (1e6 * SAMPLE)
-    return [Row(f"DataLoader, {where}", torchs), Row(f"seeded_loader, {where}", ours, added, GOAL)]
+    return [Row(f"torch, {where}", torchs), Row(f"seeded_loader, {where}", ours, added, GOAL)]
 
 
 def _batch_size(text: str) -> int:
-    if not text.isdecimal() or not 2 <= int(text) <= SAMPLES // 4:
-        raise argparse.ArgumentTypeError(f"must be between 2 and {SAMPLES // 4}, got {text}")
+    if not text.isdecimal() or not 1 <= int(text) <= SAMPLES // 4:
+        raise argparse.ArgumentTypeError(f"must be between 1 and {SAMPLES // 4}, got {text}")
     return int(text)
 
 
@@ -125,7 +130,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """Measure, and print the table."""
     warnings.filterwarnings("ignore", "This DataLoader will create")
-    rows = [row for workers in WORKERS for row in measure(workers, options)]
+    size = options.batch_size
+    ways = [*((workers, size, False) for workers in WORKERS), (0, size, True), (0, 1, False), (0, 1, True)]
+    rows = [row for way in dict.fromkeys(ways) for row in measure(*way, options.rounds)]
     title = "Between two samples of a batch; all: and a sample's share of what is between batches"
     section = Section(f"{title}; ratio: what ours adds / a sample of 1 ms", "µs", rows)
     method = f"Medians over {options.rounds} epochs of {SAMPLES} samples in batches of {options.batch_size}, in turns"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, SupportsIndex
 
@@ -12,12 +11,20 @@ from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, get_work
 
 from .ambient import ambient_streams
 from .errors import StateFormatError, StateMismatchError
-from .samples import Indices, Samples, SamplesDataset, Stream, StreamDataset, hand_on, length_of, too_short
+from .samples import Indices, Samples, SamplesDataset, Stream, StreamDataset, already_collated, length_of, too_short
 from .seeds import check_seed, fold_in
 
 __all__ = ["SeededLoader", "seed_worker", "seeded_loader"]
 
 FORMAT, VERSION = "scoped_rng.SeededLoader", 1
+# What decides the order, and how it was asked for.
+ORDERS = {
+    "sequential": "shuffle=False",
+    "shuffled": "shuffle=True",
+    "sampler": "sampler=",
+    "batch_sampler": "batch_sampler=",
+    "iterable": "an IterableDataset",
+}
 
 
 def seeded_loader(
@@ -45,7 +52,8 @@ def seeded_loader(
       for every batch size.
     - An ``IterableDataset`` draws from a stream for each worker and epoch, since its items have no index: the same for
       the same number of workers.
-    - A ``sampler`` or ``batch_sampler`` is iterated in a scope seeded by the epoch, and its ``set_epoch`` is called.
+    - A ``sampler`` or ``batch_sampler`` is iterated in a scope seeded by the epoch, some 64 indices ahead. Where it has
+      a ``set_epoch``, that is called with the loader's epoch at each ``iter(loader)``, whatever you have set there.
 
     Args:
         dataset: as for ``DataLoader``.
@@ -87,8 +95,9 @@ def seeded_loader(
 class SeededLoader(DataLoader[Any]):
     """Be what `seeded_loader` makes: a ``DataLoader`` with epochs, and with a state to resume from.
 
-    Each ``iter(loader)`` begins the next epoch, 0 first, whether the one before was finished or not. Of several
-    iterations that are under way at once, the last begun is the one whose position is the loader's.
+    Each ``iter(loader)`` begins the next epoch, 0 first, whether the one before was finished or not; so a look at one
+    batch takes an epoch, and ``set_epoch`` belongs before the loop. Of several iterations that are under way at once,
+    the last begun is the one whose position is the loader's.
 
     >>> loader = SeededLoader(range(10), seed=0, batch_size=2)
     >>> for batch in loader:
@@ -135,25 +144,23 @@ class SeededLoader(DataLoader[Any]):
         else:
             self._order = "shuffled" if shuffle else "sequential"
         self._begun = 0  # how many iterations
-        self._counted: int | None = None  # which of them moves the position
-        self._position = self._upcoming = (0, 0)  # epoch and batch
+        self._position = _Position(0, 0)  # which the last of them moves
         self._persistent: tuple[Indices | Stream, DataLoader[Any]] | None = None
 
     @property
     def epoch(self) -> int:
         """The epoch under way, or between two the one that comes next."""
-        return self._position[0]
+        return self._position.epoch
 
     def set_epoch(self, epoch: SupportsIndex) -> None:
         """Have the next iteration begin ``epoch``, or go on in it, where a loaded state is in the middle of it."""
         if isinstance(epoch, bool) or not hasattr(epoch, "__index__"):
             raise TypeError(f"an epoch must be an int, got {type(epoch).__name__} {epoch!r}; count them from 0")
         number = operator.index(epoch)
-        if number < 0:
-            raise ValueError(f"an epoch must be 0 or more, got {number}; count them from 0")
-        if number != self._upcoming[0]:
-            self._upcoming = (number, 0)
-        self._position, self._counted = self._upcoming, None
+        if not 0 <= number < 1 << 63:
+            raise ValueError(f"an epoch must be in [0, 2**63), got {number}; count them from 0")
+        upcoming = self._position.upcoming()
+        self._position = upcoming if number == upcoming.epoch else _Position(number, 0)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the position in plain data, which ``torch.load(weights_only=True)`` reads.
@@ -161,8 +168,8 @@ class SeededLoader(DataLoader[Any]):
         A batch counts from when it was handed over, however many the workers have ahead. After the last one the
         position is still in that epoch, with nothing left of it; it is in the next one when the iteration has ended.
         """
-        epoch, batch = self._position
-        return {"format": FORMAT, "version": VERSION, "epoch": epoch, "batch": batch, **self._recipe()}
+        here = self._position
+        return {"format": FORMAT, "version": VERSION, "epoch": here.epoch, "batch": here.batch, **self._recipe()}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Go on where `state_dict` was called: the next iteration gives the rest of that epoch.
@@ -186,38 +193,42 @@ class SeededLoader(DataLoader[Any]):
         for name, here in self._recipe().items():
             if name not in state:
                 raise StateFormatError(f"the state lacks {name!r}; it is damaged, take another checkpoint")
-            if state[name] != here:
+            there = state[name]
+            if not isinstance(there, (int, str, type(None))):
+                raise _damaged(name, there)
+            if (type(there), there) != (type(here), here):
+                was, is_now = (f"{name}={it!r}" if name != "order" else ORDERS.get(str(it), it) for it in (there, here))
                 raise StateMismatchError(
-                    f"the state is of a loader with {name}={state[name]!r}, this one has {name}={here!r}; make the "
-                    "loader as it was, or begin an epoch with set_epoch() instead"
+                    f"the state is of a loader with {was}, this one has {is_now}; make the loader as it was, or begin "
+                    "an epoch with set_epoch() instead"
                 )
-        position: Any = state.get("epoch"), state.get("batch")
-        most = len(self) if self._order in ("shuffled", "sequential") else sys.maxsize
-        for name, number in zip(("epoch", "batch"), position, strict=True):
-            if type(number) is not int or number < 0 or (name == "batch" and number > most):
-                raise StateFormatError(
-                    f"{name!r} of the state cannot be {number!r}; it is damaged, take another checkpoint"
-                )
-        self._position = self._upcoming = position
-        self._counted = None
+        epoch, batch = state.get("epoch"), state.get("batch")
+        most = len(self) if self._order in ("shuffled", "sequential") else (1 << 63) - 1
+        if type(epoch) is not int or not 0 <= epoch < 1 << 63:
+            raise _damaged("epoch", epoch)
+        if type(batch) is not int or not 0 <= batch <= most:
+            raise _damaged("batch", batch)
+        self._position = _Position(epoch, batch)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        epoch, batch = self._upcoming
+        position = self._position.upcoming()
         for sampler in {id(each): each for each in self._samplers()}.values():
             if callable(getattr(sampler, "set_epoch", None)):
-                sampler.set_epoch(epoch)
+                sampler.set_epoch(position.epoch)
         begins, loader = self._persistent or self._make()
         if self.persistent_workers:
             self._persistent = begins, loader
-        begins.begin(epoch, batch)
+        begins.begin(position.epoch, position.batch)
         # An iterator draws the base seed of its workers from its loader's generator, or else from the global stream.
         loader.generator = torch.Generator(torch.get_default_device())
-        loader.generator.manual_seed(fold_in(self.seed, "workers", epoch))
+        loader.generator.manual_seed(fold_in(self.seed, "workers", position.epoch))
+        # By which torch warns of an IterableDataset that is longer than it has said.
+        loader._IterableDataset_len_called = getattr(self, "_IterableDataset_len_called", None)
         batches = iter(loader)
         self._begun += 1
-        self._counted = self._begun
-        self._position, self._upcoming = (epoch, batch), (epoch + 1, 0)
-        return _Iteration(self, batches, epoch, batch)
+        position.is_begun = True
+        self._position = position
+        return _Iteration(self, batches, position)
 
     def _samplers(self) -> list[Any]:
         return [self.sampler, self.batch_sampler, getattr(self.batch_sampler, "sampler", None)]
@@ -228,24 +239,26 @@ class SeededLoader(DataLoader[Any]):
         if self._order == "iterable":
             stream = Stream(self.dataset, self.seed, self.collate_fn, self.persistent_workers)
             sizes: Any = {"batch_size": self.batch_size, "drop_last": self.drop_last}
-            return stream, _Quiet(StreamDataset(stream), collate_fn=stream.collate, **sizes, **workers)
+            return stream, _InnerLoader(StreamDataset(stream), collate_fn=stream.collate, **sizes, **workers)
         given = self.batch_sampler if self._order == "batch_sampler" else self.sampler
         # Not the loader itself: in a cycle with it, persistent workers would outlive its last reference.
         indices = Indices(self.dataset, self.seed, self._order, given, self.batch_size, self.drop_last)
         in_batches = self.batch_sampler is not None
         sampler: Any = {"batch_sampler": indices} if in_batches else {"batch_size": None, "sampler": indices}
         samples = SamplesDataset(Samples(self.dataset, self.seed, self.collate_fn, in_batches))
-        return indices, _Quiet(samples, collate_fn=hand_on, **sampler, **workers)
+        return indices, _InnerLoader(samples, collate_fn=already_collated, **sampler, **workers)
 
     def _recipe(self) -> dict[str, Any]:
         """Return what must be as it was for a position to mean the same."""
+        batches = self.batch_sampler if self._order == "batch_sampler" else self
+        replicas = (each.num_replicas for each in self._samplers() if hasattr(each, "num_replicas"))
         recipe = {
             "seed": self.seed,
-            "dataset_length": length_of(self.dataset),
             "order": self._order,
-            "batch_size": self.batch_size,
-            "drop_last": self.drop_last,
-            "num_replicas": next((each.num_replicas for each in self._samplers() if hasattr(each, "num_replicas")), 1),
+            "dataset_length": length_of(self.dataset),
+            "batch_size": _plain_int(getattr(batches, "batch_size", None)),
+            "drop_last": bool(getattr(batches, "drop_last", False)),
+            "num_replicas": _plain_int(next(replicas, 1)),
         }
         return {**recipe, "num_workers": self.num_workers} if self._order == "iterable" else recipe
 
@@ -262,8 +275,32 @@ _OPTIONS = (
 )
 
 
-class _Quiet(DataLoader[Any]):
-    """Do not warn once more of what the loader outside has warned of."""
+class _Position:
+    """Where an iteration is, or where the next one begins."""
+
+    def __init__(self, epoch: int, batch: int) -> None:
+        self.epoch, self.batch = epoch, batch
+        self.is_begun = False
+
+    def upcoming(self) -> _Position:
+        """Return where the next iteration begins, for it to move."""
+        return _Position(self.epoch + 1, 0) if self.is_begun else _Position(self.epoch, self.batch)
+
+
+def _plain_int(value: Any) -> int | None:
+    """Return an integer of any library as Python's, and None for anything else."""
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def _damaged(name: str, value: Any) -> StateFormatError:
+    return StateFormatError(f"{name!r} of the state cannot be {value!r}; it is damaged, take another checkpoint")
+
+
+class _InnerLoader(DataLoader[Any]):
+    """Do the work, and do not warn once more of what the loader outside has warned of."""
 
     def check_worker_number_rationality(self) -> None:
         pass
@@ -272,20 +309,19 @@ class _Quiet(DataLoader[Any]):
 class _Iteration(Iterator[Any]):
     """Count the batches of one epoch as they are handed over."""
 
-    def __init__(self, loader: SeededLoader, batches: Iterator[Any], epoch: int, done: int) -> None:
+    def __init__(self, loader: SeededLoader, batches: Iterator[Any], position: _Position) -> None:
         self._loader = loader
         self._batches = batches
-        self._epoch = epoch
-        self._done = done
-        self._again = done if loader._order == "iterable" else 0  # how many to read again
+        self._position = position
+        self._again = position.batch if loader._order == "iterable" else 0  # how many to read again
         self._number = loader._begun
 
     def __len__(self) -> int:
         return len(self._loader)
 
     def __next__(self) -> Any:
-        loader = self._loader
-        if loader.persistent_workers and self._number != loader._begun:
+        position = self._position
+        if self._loader.persistent_workers and self._number != self._loader._begun:
             raise RuntimeError(
                 "a newer iteration of this loader has taken its workers over; finish one before the next, or leave "
                 "persistent_workers=True out"
@@ -293,17 +329,15 @@ class _Iteration(Iterator[Any]):
         try:
             while self._again:
                 if next(self._batches, None) is None:
-                    raise too_short(self._done - self._again, self._done)
+                    raise too_short(position.batch - self._again, position.batch)
                 self._again -= 1
             number, batch = next(self._batches)
         except StopIteration:
-            if loader._counted == self._number:
-                loader._position = loader._upcoming
+            if position.is_begun:
+                position.epoch, position.batch, position.is_begun = position.epoch + 1, 0, False
             raise
         # A batch that raised has passed as well, which its own number tells.
-        self._done = self._done + 1 if number is None else number + 1
-        if loader._counted == self._number:
-            loader._position = (self._epoch, self._done)
+        position.batch = position.batch + 1 if number is None else number + 1
         return batch
 
 

@@ -63,7 +63,10 @@ class Divergence:
             if found.opaque:
                 yield "It is a compiled region, which is opaque: run without torch.compile to see the op inside."
             else:
-                yield "Ask for deterministic algorithms with deterministic(seed), or run it on one thread."
+                yield (
+                    "Ask for deterministic algorithms with deterministic(seed), which the program must not switch off, "
+                    "and give torch the same number of threads in every run: torch.set_num_threads(1), say."
+                )
         elif self.kind == "stream":
             yield (
                 "it draws from a torch generator whose state differed before. Something reseeded it, such as "

@@ -72,6 +72,6 @@ class LeakWarning(UserWarning):
 def warn(message: str, category: type[Warning]) -> None:
     """Warn of the line outside of this package that has led here."""
     level, frame = 1, sys._getframe()
-    while frame.f_back is not None and frame.f_globals.get("__package__") == __package__:
+    while frame.f_back is not None and str(frame.f_globals.get("__package__")).partition(".")[0] == __package__:
         level, frame = level + 1, frame.f_back
     warnings.warn(message, category, stacklevel=level)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import torch
 import torch.utils._python_dispatch as python_dispatch
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 from .dynamo import never_compile
@@ -39,6 +40,9 @@ class ModuleTable(NamedTuple):
         self.module.training = self.training
         buffers = self.module._buffers
         if isinstance(buffers, dict):  # that of a scripted module cannot change
+            for name in self.buffers:  # deleted, and then set to something that is no buffer
+                for table in (self.module._parameters, self.module._modules, vars(self.module)):
+                    table.pop(name, None)
             buffers.clear()
             buffers.update(self.buffers)
             self.module._non_persistent_buffers_set = set(self.not_persistent)
@@ -129,6 +133,8 @@ class Initialized(NamedTuple):
     """The parameters that nothing was written to: they are as they were."""
     kept: list[str]
     """The buffers that nothing was written to: after ``to_empty`` they have no values yet, and are to be filled in."""
+    tied: list[str]
+    """Where a module or ``init`` has written to what a module before it had initialised: that has stayed."""
 
 
 @never_compile
@@ -151,15 +157,18 @@ def initialize(
     >>> torch.equal(model[2].weight, layer.weight)
     True
 
-    Children come first, so a module whose method reaches into its children overrides them. What belongs to several
-    modules (tied parameters) is initialised by the first of them that writes to it, and left alone by the others; a
-    module with several names goes by the first. Parameters stay the same objects, with their ``requires_grad`` and
-    ``grad``. Where ``torch.compile`` has wrapped a module, names are those without it; of other wrappers, give what
-    they wrap. No random stream outside moves. As ever in torch, an accelerator draws other numbers than the CPU.
+    What a constructor has set by other means is replaced. Children come first, so a module whose method reaches into
+    its children overrides them; but where it calls a child's method, that draws from the child's own seed. What belongs
+    to several modules (tied parameters) is initialised by the first of them that writes to it, ``init`` included, and
+    left alone by the others; a module with several names goes by the first. Parameters stay the same objects, with
+    their ``requires_grad`` and ``grad``. Where ``torch.compile`` has wrapped a module, names are those without it; of
+    other wrappers, give what they wrap. No random stream outside moves. As ever in torch, an accelerator draws other
+    numbers than the CPU.
 
     Whether a parameter was reached is known from what torch writes to. Written means at least partly, and a write past
     torch (through a NumPy view of it) is not seen. The methods of a parametrised module (weight norm, spectral norm)
     write to a temporary, so its parameters are missed: let ``init`` reach them, by assigning to ``module.weight``.
+    Reading that weight leaves its buffers as they were.
 
     Args:
         model: a module with everything in memory: after ``model.to_empty(...)``, tie again what was tied, and fill in
@@ -170,7 +179,7 @@ def initialize(
 
     Returns:
         The seed of each module that was initialised, the parameters that were not reached, of which a
-        `DeterminismWarning` tells as well, and the buffers that were not.
+        `DeterminismWarning` tells as well, the buffers that were not, and what was tied.
 
     Raises:
         TypeError: an argument is wrong; nothing was touched.
@@ -178,30 +187,13 @@ def initialize(
         Exception: what a module's method or ``init`` raises, with a note of the module's name; what was initialised
             before it stays so.
     """
-    from .scope import isolated  # which is above this module
-
     if not isinstance(model, torch.nn.Module):
         raise TypeError(f"initialize takes a torch.nn.Module, got {type(model).__name__} {model!r}")
     seed = check_seed(seed)
     if init is not None and not callable(init):
         raise TypeError(f"init= is a function of a name and a module, got {type(init).__name__} {init!r}")
-    writes = _Writes(_with_memory(model))
-    seeds: dict[str, int] = {}
-    for name, module in list(_children_first(model, "", set())):  # `init` may change the structure
-        reset = _reset_of(module)
-        steps = [] if reset is None else [reset]
-        if init is not None:
-            steps.append(functools.partial(init, name, module))
-        for step in steps:
-            seeds[name] = fold_in(seed, name)
-            others = writes.of_others(name, module)
-            scope = isolated(seeds[name], also=_Kept(others) if others else ())
-            try:
-                scope(writes.watch)(name, module, step)
-            except Exception as error:
-                note = f"raised while {name or 'the model'!r} ({type(module).__name__}) was initialised"
-                setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010  add_note is of 3.11
-                raise
+    writes = _Writes(_with_memory(model), seed)
+    writes.initialize(model, init)
     missed = [_plain(name) for name, parameter in model.named_parameters() if not writes.has_reached(parameter)]
     kept = [_plain(name) for name, buffer in model.named_buffers() if not writes.has_reached(buffer)]
     if missed:
@@ -210,7 +202,13 @@ def initialize(
             "were; give their modules one, or set them in init=",
             DeterminismWarning,
         )
-    return Initialized(seeds, missed, kept)
+    elif not writes.seeds:
+        warn(
+            "initialize has found nothing to do: the model has no parameters, and no module a reset_parameters (that "
+            "of quantised layers is lost)",
+            DeterminismWarning,
+        )
+    return Initialized(writes.seeds, missed, kept, writes.tied)
 
 
 # Modules that only wrap another one, under these names, which torch leaves out of its own names as well.
@@ -233,13 +231,12 @@ def _children_first(module: torch.nn.Module, name: str, seen: set[int]) -> Itera
         yield name, module
 
 
-def _reset_of(module: torch.nn.Module) -> Callable[[], Any] | None:
-    """Return the method that initialises a module, if it has one itself."""
+def _reset_of(module: torch.nn.Module) -> str | None:
+    """Return the name of the method that initialises a module, if it has one itself."""
     for name in ("reset_parameters", "_reset_parameters"):
         # getattr alone would find that of another module, which the __getattr__ of wrappers goes on to.
-        if inspect.getattr_static(module, name, None) is not None:
-            method: Callable[[], Any] = getattr(module, name)
-            return method
+        if inspect.getattr_static(module, name, None) is not None and callable(getattr(module, name)):
+            return name
     return None
 
 
@@ -275,60 +272,156 @@ class _Kept:
 
 
 class _Writes(python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Know which tensors torch writes to, and for which module.
+    """Initialise modules, and know which tensors torch writes to, and for which module.
 
     Version counters do not know of a write through ``.data``, nor values of a zero that replaces a zero; every
     operation that writes says so in its schema.
     """
 
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
+    def __init__(self, tensors: list[torch.Tensor], seed: int) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._tensors = tensors  # kept alive, so that an id is of one tensor only
-        self._places = {id(tensor): _place(tensor) for tensor in tensors}
-        self._in_storage: dict[int, list[tuple[int, int, int]]] = {}
-        for identity, (storage, begin, end) in self._places.items():
-            self._in_storage.setdefault(storage, []).append((begin, end, identity))
-        self._writer: dict[int, str] = {}
-        self._name = ""
+        self._seed = seed
+        self.seeds: dict[str, int] = {}
+        self.tied: list[str] = []
+        self._tensors: dict[int, torch.Tensor] = {}  # kept alive, so that an id is of one tensor only
+        self._places: dict[int, tuple[int, int, int]] = {}
+        self._in_storage: dict[int, set[int]] = {}
+        self._reached: set[int] = set()
+        self._writer: dict[int, str] = {}  # the first module that has written to a parameter of its own
+        # Of the module that is being initialised: its name, its parameters, and what of them stays as it is.
+        self._now: tuple[str, set[int], dict[int, str]] = "", set(), {}
+        self._reading: list[Any] = []
+        self._undo: list[Callable[[], Any]] = []
+        for tensor in tensors:
+            self._add(tensor)
 
-    def watch(self, name: str, module: torch.nn.Module, step: Callable[[], Any]) -> None:
-        """Run one step of a module's initialisation."""
-        self._name = name
+    def initialize(self, model: torch.nn.Module, init: Callable[[str, torch.nn.Module], Any] | None) -> None:
+        """Initialise each module under its own name, by whatever method it is."""
+        try:
+            try:
+                modules = list(_children_first(model, "", set()))  # `init` may change the structure
+                resets = {name: self._name_calls(name, module) for name, module in modules}
+                for module in model.modules():
+                    if isinstance(module, ParametrizationList):
+                        self._undo.append(module.register_forward_pre_hook(self._begin_read).remove)
+                        self._undo.append(module.register_forward_hook(self._end_read, always_call=True).remove)
+                for name, module in modules:
+                    reset = resets[name]
+                    if reset is not None:
+                        reset()
+                    if init is not None:
+                        self._run(name, module, "init(name, module)", functools.partial(init, name, module))
+            finally:
+                self._put_back()
+        finally:
+            self._put_back()
+
+    def _name_calls(self, name: str, module: torch.nn.Module) -> Callable[[], Any] | None:
+        """Have a module's method run in the module's own scope from now on, whoever calls it, and return it."""
+        key = _reset_of(module)
+        if key is None:
+            return None
+        method, table, is_own = getattr(module, key), vars(module), key in vars(module)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._run(name, module, f"its {key}()", functools.partial(method, *args, **kwargs))
+
+        def put_back() -> None:
+            if table.get(key) is call:
+                table.update({key: method}) if is_own else table.pop(key)
+
+        self._undo.append(put_back)
+        table[key] = call
+        return call
+
+    def _put_back(self) -> None:
+        while self._undo:
+            self._undo[-1]()
+            self._undo.pop()
+
+    def _run(self, name: str, module: torch.nn.Module, what: str, step: Callable[[], Any]) -> Any:
+        """Run one step of a module's initialisation, in a scope of its own."""
+        from .scope import isolated  # which is above this module
+
+        self.seeds[name] = fold_in(self._seed, name)
+        held = self._of_others(name, module)
+        scope = isolated(self.seeds[name], also=_Kept([self._tensors[each] for each in held]) if held else ())
+        before, self._now = self._now, (name, set(map(id, module.parameters())), held)
+        try:
+            return scope(self._watch)(module, step)
+        except Exception as error:
+            note = f"raised while {name or 'the model'!r} ({type(module).__name__}) was initialised by {what}"
+            if isinstance(error, TypeError) and what.startswith("its "):
+                note += "; arguments that it needs can be bound to it before, with functools.partial"
+            setattr(error, "__notes__", [*getattr(error, "__notes__", ()), note])  # noqa: B010  add_note is of 3.11
+            raise
+        finally:
+            self._now = before
+
+    def _watch(self, module: torch.nn.Module, step: Callable[[], Any]) -> Any:
         for hook in module._forward_pre_hooks.values():
             # Until the first forward, its temporary is a view of the parameter, which a write goes through to: the one
             # write that would be reached or not, depending on whether the model was used.
             if isinstance(hook, SpectralNorm):
                 setattr(module, hook.name, getattr(module, hook.name).detach().clone())
         with torch.no_grad(), self:
-            step()
+            result = step()
+        self._now[1].update(map(id, module.parameters()))
         for tensor in (*module.parameters(), *module.buffers()):
             if self._places.get(id(tensor)) != _place(tensor):  # replaced, or its .data
-                self._writer.setdefault(id(tensor), name)
-                self._tensors.append(tensor)
+                self._add(tensor)
+                self._wrote(id(tensor))
+        return result
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         for position, argument in enumerate(func._schema.arguments):
-            if argument.alias_info is not None and argument.alias_info.is_write:
+            if argument.alias_info is not None and argument.alias_info.is_write and not self._reading:
                 written = args[position] if position < len(args) else kwargs.get(argument.name)
                 for tensor in written if isinstance(written, (list, tuple)) else [written]:
-                    self._note(tensor)
+                    for identity in self._overlapping(_place(tensor)):
+                        self._wrote(identity)
         return func(*args, **kwargs)
 
-    def _note(self, tensor: torch.Tensor) -> None:
-        storage, begin, end = _place(tensor)
-        for other_begin, other_end, identity in self._in_storage.get(storage, ()):
-            if begin < other_end and other_begin < end:
-                self._writer.setdefault(identity, self._name)
+    def _begin_read(self, parametrization: torch.nn.Module, _: Any) -> None:
+        # A parametrised weight is computed when it is read; in training mode, that of spectral norm moves its buffers.
+        self._reading.append(_copies(parametrization.buffers()))
 
-    def of_others(self, name: str, module: torch.nn.Module) -> list[torch.Tensor]:
-        """Return those of a module's parameters that a module which is not part of it has initialised."""
-        inside = f"{name}." if name else ""
-        written = [(parameter, self._writer.get(id(parameter), name)) for parameter in module.parameters()]
-        return [parameter for parameter, by in written if by != name and not by.startswith(inside)]
+    def _end_read(self, *_: Any) -> None:
+        _put_copies(self._reading.pop())
+
+    def _add(self, tensor: torch.Tensor) -> None:
+        identity, place = id(tensor), _place(tensor)
+        self._in_storage.get(self._places.get(identity, place)[0], set()).discard(identity)
+        self._in_storage.setdefault(place[0], set()).add(identity)
+        self._tensors[identity], self._places[identity] = tensor, place
+
+    def _overlapping(self, place: tuple[int, int, int]) -> list[int]:
+        storage, begin, end = place
+        there = [(each, *self._places[each]) for each in self._in_storage.get(storage, ())]
+        return [each for each, _, other_begin, other_end in there if begin < other_end and other_begin < end]
+
+    def _wrote(self, identity: int) -> None:
+        name, own, held = self._now
+        self._reached.add(identity)
+        if identity not in held:
+            if identity in own:
+                self._writer.setdefault(identity, name)
+        elif held[identity] not in self.tied:
+            self.tied.append(held[identity])
+
+    def _of_others(self, name: str, module: torch.nn.Module) -> dict[int, str]:
+        """Return what a module that is not part of this one has initialised, with its name here."""
+        inside, found = f"{name}." if name else "", {}
+        for key, parameter in module.named_parameters():
+            for identity in self._overlapping(_place(parameter)):
+                by = self._writer.get(identity, name)
+                if by != name and not by.startswith(inside):
+                    found[identity] = _plain(inside + key)
+        return found
 
     def has_reached(self, tensor: torch.Tensor) -> bool:
-        return tensor.numel() == 0 or id(tensor) in self._writer
+        return tensor.numel() == 0 or id(tensor) in self._reached
 
 
 def _place(tensor: torch.Tensor) -> tuple[int, int, int]:

@@ -98,9 +98,9 @@ class WatchedEntropy:
         return given
 
     def state(self) -> int:
-        """Return 64 bits of what it has given so far, or of where it stands in a seeded scope."""
+        """Return 64 bits of what it has given so far, and of where it stands in a seeded scope."""
         source = getattr(_bit_generator, "randbits", None)
         if type(source) is not EntropySource:
             return self._given
         seed, drawn = source.state
-        return data_hash(b"%d" % drawn, seed)
+        return data_hash(b"%d" % drawn, seed ^ self._given)

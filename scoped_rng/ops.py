@@ -20,7 +20,7 @@ class Op(NamedTuple):
     """What is known of an op before it runs."""
 
     name: str
-    is_silent: bool = False  # of torch's own bookkeeping
+    is_silent: bool = False  # of torch's own bookkeeping, such as to rebuild what a worker has sent, whenever it comes
     is_collective: bool = False
     draws: bool = False
     reads: bool = True  # False: only looks at dtype and shape
@@ -57,7 +57,7 @@ def describe(func: Any) -> Op:
     makes_memory = base in _UNWRITTEN
     op = Op(
         name,
-        space in ("prim", "profiler"),
+        space in ("prim", "profiler") or name == "aten::set_.source_Storage_storage_offset",
         space in ("c10d", "_c10d_functional") and base != "wait_tensor",
         torch.Tag.nondeterministic_seeded in func.tags,
         not (is_view or makes_memory or base.startswith("new_") or base.endswith("_like")),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import inspect
 import random
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -73,6 +73,8 @@ class Repetition:
 
     def __init__(self, call: Call, scope: Scope, runs: int, handed_over: Sequence[Any] = ()) -> None:
         self.numbers = range(1, runs + 1)
+        self.record: Callable[[], AbstractContextManager[Any]] = nullcontext  # or one that gives the trace of a run
+        self._traces: list[Any] = []
         self._call, self._scope = call, scope
         self._owner = None
         # deepcopy takes over the methods of C as they are, with the objects that they are bound to.
@@ -97,7 +99,10 @@ class Repetition:
                 @self._scope
                 def run(call: Call = call) -> tuple[Any, RngState]:
                     __tracebackhide__ = True
-                    return call.check(call.fn(*call.args, **call.kwargs)), capture()
+                    with self.record() as trace:
+                        self._traces.append(trace)
+                        result = call.check(call.fn(*call.args, **call.kwargs))
+                    return result, capture()
 
                 with self.explained(number):
                     result, streams = run()
@@ -154,7 +159,7 @@ class Repetition:
             return False
         return True
 
-    @contextlib.contextmanager
+    @contextmanager
     def explained(self, number: int) -> Iterator[None]:
         """Let the first run raise what it raises; if only a later one does, that is the failure."""
         try:
@@ -164,7 +169,7 @@ class Repetition:
                 raise
             raise AssertionError(
                 f"{self._call.name} does not repeat under seed {self._scope.seed}: run {number} raises "
-                f"{type(error).__name__}: {_first_line(error)}; run 1 does not\n{_LEFT_OVER}"
+                f"{type(error).__name__}: {_first_line(error)}; run 1 does not\n{self._parting()}{_LEFT_OVER}"
             ) from error
 
     def compare(self, number: int, run: _Run) -> None:
@@ -192,14 +197,24 @@ class Repetition:
             raise AssertionError(
                 f"{self._call.name} does not repeat under seed {self._scope.seed}: run {number} differs from run 1\n"
                 + "".join(f"  {line}\n" for line in told)
+                + self._parting()
                 + hint
             )
+
+    def _parting(self) -> str:
+        """Tell the op in which the last run has parted from the first, if they were recorded."""
+        if not self._traces or self._traces[0] is None:
+            return ""
+        from .divergence import first_divergence
+
+        return f"  {first_divergence(self._traces[0], self._traces[-1]) or _NO_OP}\n"
 
 
 _LEFT_OVER = (
     "Look for what run 1 has left behind: a global, a cache, a file, or what a closure holds (hand that over as an "
     "argument: each run gets a copy)."
 )
+_NO_OP = "the torch ops of both runs agree: what differs came from elsewhere"
 _DREW_OTHERS = (
     "Look for a draw that does not happen in each run: one that depends on a cache, a global, the time, or the order "
     "of a set."

@@ -7,16 +7,16 @@ travel with the indices, so that no worker needs to be told, however long it liv
 from __future__ import annotations
 
 import operator
-import sys
 from array import array
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
+import torch.utils.data as torch_data
 from torch.utils.data import Dataset, IterableDataset, StackDataset, Subset, get_worker_info
 
-from .activation import Activation
+from .activation import Activation, run_within
 from .errors import StateMismatchError
 from .scope import isolated
 from .seeds import fold_in
@@ -27,7 +27,7 @@ __all__ = [
     "SamplesDataset",
     "Stream",
     "StreamDataset",
-    "hand_on",
+    "already_collated",
     "length_of",
     "too_short",
 ]
@@ -39,7 +39,11 @@ class _Batch(NamedTuple):
     epoch: int
     number: int
     indices: Any
-    paths: list[tuple[int | str, ...]] | None  # what each sample is seeded by; None: its index, which came once
+    paths: list[tuple[int | str, ...]]  # what each sample is seeded by
+
+
+# How many indices a foreign sampler is asked for at a time: to take its scope out and in again is what costs.
+AHEAD = 64
 
 
 class Indices:
@@ -52,7 +56,7 @@ class Indices:
         self._seed = seed
         self._order = order
         self._sampler = sampler
-        self._size = size or 1
+        self._size = size
         self._drop_last = drop_last
 
     def begin(self, epoch: int, batch: int) -> None:
@@ -64,38 +68,57 @@ class Indices:
         return (self._ordered if self._order in ("shuffled", "sequential") else self._sampled)(epoch, first)
 
     def _ordered(self, epoch: int, first: int) -> Iterator[_Batch]:
-        length, size = length_of(self._dataset, required=True), self._size
+        length, size = length_of(self._dataset, required=True), self._size or 1
         order: Any = range(length)
         if self._order == "shuffled":
             generator = torch.Generator().manual_seed(fold_in(self._seed, "order", epoch))
             order = torch.randperm(length, generator=generator, device="cpu")
         for start in range(first * size, length - (size - 1 if self._drop_last else 0), size):
             chunk = order[start : start + size]
-            yield _Batch(epoch, start // size, chunk.tolist() if self._order == "shuffled" else list(chunk), None)
+            indices = chunk.tolist() if self._order == "shuffled" else list(chunk)
+            yield _Batch(epoch, start // size, indices, [(index, 0) for index in indices])
 
     def _sampled(self, epoch: int, first: int) -> Iterator[_Batch]:
-        # The scope is in force while the sampler runs and taken out in between: once for a batch.
-        batches: Any = isolated(fold_in(self._seed, "sampler", epoch))(self._batches)()
+        chunks: Any = isolated(fold_in(self._seed, "sampler", epoch))(self._chunks)()
         paths, number = _Paths(length_of(self._dataset)), -1
         try:
-            for number, indices in enumerate(batches):
+            for number, indices in enumerate(chain.from_iterable(chunks)):
                 path = [paths.of(index) for index in indices]
                 if number >= first:
                     yield _Batch(epoch, number, indices, path)
         finally:
-            batches.close()
+            chunks.close()
         if number + 1 < first:
             raise too_short(number + 1, first)
 
-    def _batches(self) -> Iterator[Any]:
-        if self._order == "batch_sampler":
-            for batch in self._sampler:
-                yield batch if hasattr(batch, "__len__") else list(batch)
-            return
+    def _chunks(self) -> Iterator[list[Any]]:
+        """Give as many batches at a time as make up some indices."""
+        chunk: list[Any] = []
+        count = 0
+        try:
+            for batch, is_ours in self._batches():
+                chunk.append(batch)
+                count += max(1, len(batch))
+                if count >= AHEAD or not is_ours:
+                    yield chunk
+                    chunk, count = [], 0
+        except Exception:
+            yield chunk  # it came before the error
+            raise
+        yield chunk
+
+    def _batches(self) -> Iterator[tuple[Any, bool]]:
+        """Give each batch, and whether the sampler cannot change it any more when it goes on."""
         indices = iter(self._sampler)
+        if self._order == "batch_sampler" or self._size is None:
+            for given in indices:
+                ours = given.copy() if type(given) is list else given
+                batch = [ours] if self._order == "sampler" else ours if hasattr(ours, "__len__") else list(ours)
+                yield batch, isinstance(ours, (int, str, tuple, list))
+            return
         while chunk := list(islice(indices, self._size)):
             if len(chunk) == self._size or not self._drop_last:
-                yield chunk
+                yield chunk, True
 
 
 class _Paths:
@@ -103,25 +126,28 @@ class _Paths:
 
     def __init__(self, length: int | None) -> None:
         self._length = length
-        self._counts = array("I", [0]) * (length or 0)
+        # One for each sample, unless that is more than a sampler is likely to give of them.
+        self._counts = array("I", [0]) * (length if length is not None and length <= 1 << 28 else 0)
         self._others: dict[Any, int] = {}
         self._place = -1
 
     def of(self, index: Any) -> tuple[int | str, ...]:
         self._place += 1
-        path: tuple[int | str, ...] = (index,) if isinstance(index, str) else ()
-        if isinstance(index, tuple) and all(isinstance(part, (int, str)) for part in index):
-            path = ("tuple", len(index), *index)
-        elif not path:
-            try:
-                number = operator.index(index)
-            except TypeError:
-                return "place", "", self._place
-            if self._length is not None:
-                number = self._in_range(number, self._length)
-                self._counts[number] += 1
-                return number, self._counts[number] - 1
-            path = (number,)
+        try:
+            if isinstance(index, str):
+                path: tuple[int | str, ...] = (index,)
+            elif isinstance(index, tuple):
+                path = ("tuple", len(index), *(part if isinstance(part, str) else _as_int(part) for part in index))
+            else:
+                number = _as_int(index)
+                if self._length is not None:
+                    number = self._in_range(number, self._length)
+                if self._counts:
+                    self._counts[number] += 1
+                    return number, self._counts[number] - 1
+                path = (number,)
+        except TypeError:
+            return (self._place,)
         repeat = self._others.get(path, 0)
         self._others[path] = repeat + 1
         return *path, repeat
@@ -134,6 +160,10 @@ class _Paths:
                 "dataset"
             )
         return number + length if number < 0 else number
+
+
+def _as_int(index: Any) -> int:
+    return int(operator.index(index))  # which gives a bool back as it is
 
 
 class _Facade:
@@ -150,15 +180,23 @@ class _Facade:
     def __setattr__(self, name: str, value: Any) -> None:
         setattr(self._scoped_rng.dataset, name, value)
 
+    def __delattr__(self, name: str) -> None:
+        delattr(self._scoped_rng.dataset, name)
+
     def __len__(self) -> int:
         return len(self._scoped_rng.dataset)
 
-    # Without these two, pickle would ask the user's dataset for them.
-    def __getstate__(self) -> dict[str, Any]:
-        return vars(self).copy()
+    def __repr__(self) -> str:
+        return repr(self._scoped_rng.dataset)
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state)
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        # What isinstance() goes by. torch's loader would wrap a MapDataPipe into something that has no __getitems__.
+        dataset = self._scoped_rng.dataset
+        return type(self) if isinstance(dataset, torch_data.MapDataPipe) else dataset.__class__
+
+    def __reduce__(self) -> Any:  # pickle would go by __class__
+        return type(self), (self._scoped_rng,)
 
 
 class SamplesDataset(_Facade, Dataset[Any]):
@@ -180,6 +218,9 @@ class StreamDataset(_Facade, IterableDataset[Any]):
         return items
 
 
+_TORCHS_COLLATE = torch_data.default_collate, torch_data.default_convert
+
+
 class Samples:
     """Load and collate batches."""
 
@@ -187,7 +228,9 @@ class Samples:
         self.dataset = dataset
         self._seed = seed
         self._collate_fn = collate_fn
+        self._collate_draws = all(collate_fn is not torchs for torchs in _TORCHS_COLLATE)
         self._in_batches = in_batches
+        self._has_getitems = in_batches and bool(getattr(dataset, "__getitems__", None))
         self._loads_batches = in_batches and _loads_batches(dataset)
 
     def load(self, batch: _Batch) -> tuple[int, Any]:
@@ -201,10 +244,11 @@ class Samples:
             samples = self.dataset.__getitems__(indices)
         else:
             samples = []
-            for place, index in enumerate(indices):
-                begin(fold_in(self._seed, "sample", epoch, *((index, 0) if paths is None else paths[place])))
-                samples.append(self.dataset[index])
-        begin(fold_in(self._seed, "collate", epoch, number))
+            for index, path in zip(indices, paths, strict=True):
+                begin(fold_in(self._seed, "sample", epoch, *path))
+                samples += self.dataset.__getitems__([index]) if self._has_getitems else [self.dataset[index]]
+        if self._collate_draws:
+            begin(fold_in(self._seed, "collate", epoch, number))
         return self._collate_fn(samples if self._in_batches else samples[0])
 
 
@@ -252,8 +296,8 @@ class Stream:
         return fold_in(self._seed, "worker", int(self._epoch), 0 if info is None else info.id, *path)
 
 
-def hand_on(loaded: Any) -> Any:
-    """Be the collate function of what is collated already."""
+def already_collated(loaded: Any) -> Any:
+    """Be the collate function where `Samples` or `Stream` has collated."""
     return loaded
 
 
@@ -261,42 +305,36 @@ def _run(body: Callable[..., Any], *args: Any) -> Any:
     """Call ``body`` in a scope which it seeds itself, by a function that it gets first.
 
     A batch has one scope, seeded anew for each sample: that is all that a scope for each would come to, and costs a
-    third of it. The two finally blocks are for an interrupt that hits the inner one.
+    third of it.
     """
-    activation, failed = Activation(isolated()), True
+    activation = Activation(isolated())
 
     def begin(seed: int) -> None:
         for held, _ in activation.undo:
             held.seed(seed)
 
-    try:
-        try:
-            activation.start()
-            result = body(begin, *args)
-        finally:
-            activation.stop()
-        failed = False
-        return result
-    finally:
-        activation.stop()
-        activation.report(sys.exc_info()[1] if failed else None)
+    return run_within(activation, body, begin, *args)
 
 
 def _loads_batches(dataset: Any) -> bool:
-    """Return whether a dataset has a ``__getitems__`` of its own."""
-    if type(dataset) is Subset:  # whose one passes on to what it holds, or loops; so does the next
-        return _loads_batches(dataset.dataset)
-    if type(dataset) is StackDataset:
-        held: Iterable[Any] = dataset.datasets.values() if isinstance(dataset.datasets, dict) else dataset.datasets
+    """Return whether a dataset has a ``__getitems__`` that does more than to go through samples one by one."""
+    method: Any = getattr(dataset, "__getitems__", None)
+    # torch's own two pass on to what they hold, or loop. Subclasses and wrappers may have them as well.
+    function = getattr(method, "__func__", None)
+    if function is getattr(Subset, "__getitems__", method):
+        return _loads_batches(method.__self__.dataset)
+    if function is getattr(StackDataset, "__getitems__", method):
+        datasets = method.__self__.datasets
+        held: Iterable[Any] = datasets.values() if isinstance(datasets, dict) else datasets
         return any(map(_loads_batches, held))
-    return bool(getattr(dataset, "__getitems__", None))
+    return bool(method)
 
 
 def length_of(dataset: Any, required: bool = False) -> Any:
     """Return the length of a dataset, or None where it has none."""
     try:
         return len(dataset)
-    except (TypeError, NotImplementedError) as error:
+    except (TypeError, NotImplementedError, OverflowError) as error:
         if not required:
             return None
         raise TypeError(

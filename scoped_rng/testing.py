@@ -49,6 +49,7 @@ def assert_repeatable(
     seed: SupportsIndex = 0,
     runs: int = 2,
     strict: bool = False,
+    trace: bool = False,
     **kwargs: Any,
 ) -> T:
     """Assert that a call gives the same, bit for bit, whenever it is made under the same seed.
@@ -59,8 +60,8 @@ def assert_repeatable(
     where the random streams are after the call. What was passed in, the streams and the flags stay as they are.
 
     A plain function is not copied, so neither is what it closes over: hand over as an argument what it changes. Where
-    the function itself takes an argument ``seed``, ``runs`` or ``strict``, wrap it in a lambda or a ``partial``. Make a
-    learning-rate scheduler inside of the function: torch warns of copied ones.
+    the function itself takes an argument ``seed``, ``runs``, ``strict`` or ``trace``, wrap it in a lambda or a
+    ``partial``. Make a learning-rate scheduler inside of the function: torch warns of copied ones.
 
     Args:
         fn: a function, bound method, ``nn.Module`` or anything else that can be called.
@@ -68,6 +69,8 @@ def assert_repeatable(
         seed: as in `deterministic`.
         runs: how often to call it, 2 or more.
         strict: as in `deterministic`.
+        trace: record the torch ops of each run as `scoped_rng.trace.record` does, which takes two or three times as
+            long, so that a failure names the first op in which the runs part.
         kwargs: its keyword arguments.
 
     Returns:
@@ -75,6 +78,7 @@ def assert_repeatable(
 
     Raises:
         AssertionError: two runs differ; the message says in what. Or one has raised, but not the first.
+        ImportError: a trace needs xxhash; ``pip install 'scoped-rng[cli]'``.
         TypeError: an argument cannot be copied or compared, or the call has only made a coroutine or a generator.
         ValueError: ``runs`` is less than 2.
 
@@ -86,7 +90,12 @@ def assert_repeatable(
     if not callable(fn):
         raise TypeError(f"assert_repeatable takes a function and its arguments, got {type(fn).__name__} {fn!r}")
     scope = deterministic(seed, strict=strict)
-    result: T = Repetition(Call(fn, args, kwargs), scope, _check_runs(runs)).repeat()
+    repetition = Repetition(Call(fn, args, kwargs), scope, _check_runs(runs))
+    if trace:
+        from .trace import record
+
+        repetition.record = record
+    result: T = repetition.repeat()
     return result
 
 

@@ -134,6 +134,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         if op.draws:
             streams = {**streams, **_torch_state((args, tuple(kwargs.values())))}
         result = func(*args, **kwargs)
+        if op.makes_memory and not result.numel():
+            return result  # nothing to read; torch makes such a tensor for each one that a worker of a loader has sent
         given = [args[i] if i < len(args) else kwargs.get(name) for i, name in op.writes]
         self._add(op, read, streams, [result, *given] if given else [result])
         return result

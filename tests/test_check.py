@@ -1,161 +1,231 @@
-"""``python -m scoped_rng check``: every test runs the command as a user would."""
+"""``scoped-rng check``, ``run`` and ``doctor`` on real programs, each called as a user would."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 
-import scoped_rng
+from tests.test_launch import environment, python, write
 
 DIGITS = Path(__file__).parents[1] / "benchmarks" / "workloads" / "digits.py"
-TELL = "import sys; print(sys.argv, __file__, __name__, __package__, sys.path[0], __builtins__, file=sys.stderr)\n"
-RUN = "import pathlib; run = pathlib.Path('runs'); run.open('a').write('.'); run = len(run.read_text())\n"
 
 
-def environment(**more: str) -> dict[str, str]:
-    # With the package from wherever the tests have it, installed or not.
-    return {**os.environ, "PYTHONPATH": str(Path(scoped_rng.__file__).parents[1]), **more}
+def command(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    return python("-m", "scoped_rng", *args, cwd=cwd, COLUMNS="80", **env)
 
 
-def python(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, *args]
-    return subprocess.run(command, cwd=cwd, env=environment(**env), capture_output=True, text=True, encoding="utf-8")
+def plain(text: str) -> str:
+    return " ".join(text.split())
 
 
-def check(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    return python("-m", "scoped_rng", "check", *args, cwd=cwd, **env)
-
-
-def write(folder: Path, script: str) -> str:
-    (folder / "script.py").write_text(textwrap.dedent(script), encoding="utf-8")
-    return "script.py"
+STREAMS = """
+import atexit, os, random, sys, tempfile
+import numpy, torch
+names = [name for name in ("scoped_rng.trace", "xxhash") if name in sys.modules]
+draws = random.random(), numpy.random.rand(), numpy.random.default_rng().random(), torch.rand(()).item()
+print(draws, len(names), file=open("draws.txt", "w"))
+atexit.register(lambda: print(random.random(), torch.rand(2)))
+if "--set" in sys.argv:
+    print({str(i) for i in range(100)})
+"""
 
 
 def test_a_script_that_draws_from_every_stream_is_reproducible_to_its_very_end(tmp_path: Path) -> None:
-    script = write(
-        tmp_path,
-        """
-        import atexit, random, numpy, torch
-        print(random.random(), numpy.random.rand(), numpy.random.default_rng().random(), torch.rand(()).item())
-        atexit.register(lambda: print(random.random()))
-        """,
-    )
-    result = check(script, cwd=tmp_path)
+    write(tmp_path / "script.py", STREAMS)
+    result = command("check", "script.py", "--output", "draws.txt", "--json", "a", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
-    assert result.stdout.startswith("reproducible under seed 0: both runs printed the same ")
+    found = json.loads((tmp_path / "a").read_text())
+    assert found["runs"][0]["ops"] == 3  # rand and item, and rand at the end
+    assert found["told"].startswith("reproducible under seed 0: both runs agree in 3 torch ops, stdout (")
+    assert found["told"].endswith(" bytes), stderr (empty) and draws.txt")
+    assert (tmp_path / "draws.txt").read_text().endswith(" 2\n")
+
+
+def test_the_order_of_a_set_differs_unless_a_hash_seed_is_given(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", STREAMS)
+    env = {"PYTHONHASHSEED": "random"}
+    result = command("check", "--no-trace", "script.py", "--set", cwd=tmp_path, **env)
+    assert (result.returncode, result.stderr) == (1, "")
+    assert plain(result.stdout).startswith(
+        "✘ not reproducible under seed 0: stdout differs run exit seconds stdout stderr"
+    )
+    assert "the same words in another order: a set of str (try --hash-seed 0)" in plain(result.stdout)
+    assert "script.py:9: {...} has an order that PYTHONHASHSEED decides" in plain(result.stdout)
+    assert (tmp_path / "draws.txt").read_text().endswith(" 0\n")  # no trace, and nothing that makes one
+    result = command("check", "--no-trace", "--hash-seed", "3", "script.py", "--set", cwd=tmp_path, **env)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_the_users_training_script_is_reproducible(tmp_path: Path) -> None:
-    result = check(DIGITS, "--epochs", "1", "--seed", "0", cwd=tmp_path)
+    result = command("check", DIGITS, "--epochs", "1", "--seed", "0", cwd=tmp_path)
     assert (result.returncode, result.stderr) == (0, "")
 
 
-@pytest.mark.parametrize(
-    ("script", "told"),
-    [
-        (
-            "print('same'); print(f'naïve {run}'); print(run)",
-            "line 2 of the output differs\n  run 1: 'naïve 1\\n'\n  run 2: 'naïve 2\\n'\n",
-        ),
-        ("print('more\\n' * (3 - run), end='')", "line 2 of the output differs\n  run 1: 'more\\n'\n  run 2: ''\n"),
-        ("import sys; sys.exit(3 * (run - 1))", "the exit status is 0 in run 1 and 3 in run 2\n"),
-        ("assert run == 2", "the exit status is 1 in run 1 and 0 in run 2\n"),
-    ],
-    ids=["another line", "fewer lines", "fails second", "fails first"],
-)
-def test_the_first_difference_is_shown(tmp_path: Path, script: str, told: str) -> None:
-    result = check(write(tmp_path, RUN + script), "--seed=7", cwd=tmp_path, PYTHONUTF8="1")
-    assert (result.returncode, result.stdout) == (1, f"not reproducible under seed 7: {told}")
+TRAINING = """
+import os
+import torch
+from torch import nn
 
 
-def test_entropy_of_the_operating_system_is_not_reproducible(tmp_path: Path) -> None:
-    result = check(write(tmp_path, "import os; print(os.urandom(16).hex())"), cwd=tmp_path)
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 1))
+
+    def forward(self, x):
+        return self.layers(x).square().mean()
+
+
+def noise():
+    return torch.tensor(list(os.urandom(4))) / 256
+
+
+model = Net()
+optimizer = torch.optim.SGD(model.parameters(), 0.1)
+for step in range(10):
+    x = torch.randn(8, 4)
+    if step == 5:
+        x = x + noise()
+    loss = model(x)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+print(loss.item())
+"""
+
+
+class Checked(NamedTuple):
+    result: subprocess.CompletedProcess[str]
+    found: dict[str, Any]
+    svg: str
+
+
+@pytest.fixture(scope="module")
+def parted(tmp_path_factory: pytest.TempPathFactory) -> Checked:
+    folder = tmp_path_factory.mktemp("parted")
+    write(folder / "train.py", TRAINING)
+    result = command("check", "train.py", "--json", "found.json", "--svg", "found.svg", cwd=folder)
+    return Checked(result, json.loads((folder / "found.json").read_text()), (folder / "found.svg").read_text("utf-8"))
+
+
+def test_where_runs_part_is_shown_with_its_line_and_what_to_do(parted: Checked) -> None:
+    assert (parted.result.returncode, parted.result.stderr) == (1, "")
+    out = parted.result.stdout
+    assert out.startswith("✘ not reproducible under seed 0: torch ops and stdout differ\n")
+    assert "\ntrain.py:17 in noise\n" in out
+    assert "\n>   17 │     return torch.tensor(list(os.urandom(4))) / 256\n" in out
+    assert "it came from outside torch" in plain(out)
+    assert "-> train.py:17: os.urandom draws from the operating system, which no seed reaches" in plain(out)
+    assert "run 1: '" in out
+
+
+def test_in_a_pipe_there_are_80_columns_and_neither_colours_nor_progress(parted: Checked) -> None:
+    assert "\x1b" not in parted.result.stdout
+    assert max(map(len, parted.result.stdout.splitlines())) <= 80
+
+
+def test_the_json_of_a_real_divergence(parted: Checked) -> None:
+    found = parted.found
+    assert (found["verdict"], found["exit_code"], found["seed"]) == ("not reproducible", 1, 0)
+    parting = found["parting"]
+    assert (parting["kind"], parting["line"], parting["function"]) == ("input", 17, "noise")
+    assert parting["streams"] == []
+    assert not any(parting["strip"][: parting["at"]])
+    assert any(parting["strip"][parting["at"] :])
+    assert [difference["what"] for difference in found["differences"]] == ["torch ops", "stdout"]
+
+
+def test_the_picture_of_a_real_divergence(parted: Checked) -> None:
+    assert parted.svg.startswith("<svg")
+    assert "os.urandom" in parted.svg
+
+
+FUNCTIONS = """
+import os, torch
+def same():
+    return {"rand": torch.rand(3), "module": torch.nn.Linear(2, 2)}
+def other():
+    return [torch.rand(3), os.getpid()]
+"""
+
+
+@pytest.mark.parametrize(("name", "code"), [("same", 0), ("other", 1)])
+def test_what_a_function_returns_is_compared(tmp_path: Path, name: str, code: int) -> None:
+    write(tmp_path / "package" / "module.py", FUNCTIONS)
+    result = command("check", f"package.module:{name}", "--json", "found.json", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (code, "")
+    found = json.loads((tmp_path / "found.json").read_text())
+    if code:
+        (difference,) = found["differences"]
+        assert difference["what"] == "return value"
+        assert difference["told"].startswith("[1]: ")
+    else:
+        assert found["told"].endswith("stderr (empty) and return value")
+
+
+def test_a_target_that_fails_shows_what_python_shows(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", "def f():\n    1 / 0\nprint(1)\nf()")
+    shown = python("script.py", cwd=tmp_path)
+    result = command("check", "script.py", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, shown.stderr)
+    told = "! the target failed under seed 0: it ended with exit status 1 in both runs"
+    assert result.stdout.splitlines()[0] == told
+
+
+def test_run_is_the_script_under_the_seed(tmp_path: Path) -> None:
+    write(
+        tmp_path / "script.py",
+        """
+        import os, random, sys
+        print(os.environ["CUBLAS_WORKSPACE_CONFIG"], random.random(), sys.argv[1:])
+        import torch
+        print(torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+        raise KeyError("end")
+        """,
+    )
+    result = command("run", "--seed", "5", "--strict", "script.py", "--seed", "7", cwd=tmp_path)
     assert result.returncode == 1
-    first, second = (line.split(": ")[1] for line in result.stdout.splitlines()[1:])
-    assert first != second
+    assert result.stdout == f":4096:8 {random.Random(5).random()} ['--seed', '7']\nTrue False\n"
+    script = tmp_path / "script.py"
+    assert result.stderr.startswith(f'Traceback (most recent call last):\n  File "{script}", line 6, in <module>\n')
+    assert result.stderr.count("File ") == 1
 
 
-@pytest.mark.parametrize(
-    ("script", "status"),
-    [("def f():\n    1 / 0\nprint(1)\nf()", 1), ("def (", 1), ("import sys; sys.exit(3)", 3)],
-    ids=["raises", "syntax error", "exit status"],
-)
-def test_a_script_that_fails_shows_what_python_shows(tmp_path: Path, script: str, status: int) -> None:
-    write(tmp_path, script)
-    plain = python("script.py", cwd=tmp_path)
-    result = check("script.py", cwd=tmp_path)
-    assert result.returncode == 2
-    told = f"the exit status is {status} in run 1 and {status} in run 2"
-    assert result.stdout == f"the script failed under seed 0: {told}\n"
-    assert (plain.returncode, plain.stderr * 2) == (status, result.stderr)
+def test_the_doctor_finds_that_all_is_well(tmp_path: Path) -> None:
+    result = command("doctor", "--json", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert {finding["value"] for finding in json.loads(result.stdout) if finding["group"] == "live checks"} == {"yes"}
 
 
-def test_the_script_runs_as_python_would_run_it(tmp_path: Path) -> None:
-    (tmp_path / "inner").mkdir()
-    write(tmp_path / "inner", TELL + "import random; print(random.random(), sys.stdin.read(), file=sys.stderr)")
-    (tmp_path / "link.py").symlink_to(tmp_path / "inner" / "script.py")
-    args = ["a b", "-x", "--flag", "--seed", "7", "--help", "--"]
-    plain = python("link.py", *args, cwd=tmp_path).stderr.splitlines()[0]
-    seed_before = check("--seed", "5", "link.py", "--", *args, cwd=tmp_path)
-    seed_between = check("link.py", "a b", "-x", "--seed", "5", "--flag", "--", *args[3:], cwd=tmp_path)
-    drawn = random.Random(5).random()
-    for result in (seed_before, seed_between):
-        assert result.returncode == 0
-        assert result.stderr.splitlines() == [plain, f"{drawn} "] * 2
-
-
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no safe path")
-def test_with_a_safe_path_the_folder_of_the_script_is_left_out(tmp_path: Path) -> None:
-    write(tmp_path, TELL)
-    plain = python("script.py", cwd=tmp_path, PYTHONSAFEPATH="1")
-    result = check("script.py", cwd=tmp_path, PYTHONSAFEPATH="1")
-    assert (result.returncode, result.stderr) == (0, plain.stderr * 2)
-
-
-@pytest.mark.parametrize(
-    ("args", "told"),
-    [
-        ([], "the script is missing"),
-        (["--", "nowhere.py"], "there is no script 'nowhere.py'"),
-        (["."], "there is no script '.'"),
-        (["script.py", "--seed"], "argument --seed: expected one argument"),
-        (["--seed", "-1", "script.py"], "a seed must be in [0, 2**64), got -1; take it modulo 2**64"),
-        (["--seed", "train", "script.py"], "got str 'train'; derive one from the name: fold_in(0, 'train')"),
-        (["--seed=1.5", "script.py"], "a seed must be an int in [0, 2**64), got str '1.5'"),
-    ],
-)
-def test_a_wrong_call_says_what_is_wrong_and_runs_nothing(tmp_path: Path, args: list[str], told: str) -> None:
-    write(tmp_path, RUN)
-    result = check(*args, cwd=tmp_path)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert told in result.stderr
-    assert not (tmp_path / "runs").exists()
-
-
-def test_the_help_tells_how_the_script_gets_options_of_the_same_name(tmp_path: Path) -> None:
-    result = check("--help", cwd=tmp_path)
-    assert result.returncode == 0
-    assert "usage: python -m scoped_rng check [--seed N] SCRIPT [ARGS]..." in result.stdout
-    assert "check SCRIPT -- --seed 1" in " ".join(result.stdout.split())
-    assert "{check}" in result.stdout
-    assert python("-m", "scoped_rng", cwd=tmp_path).returncode == 2
-
-
-def test_an_interrupt_leaves_no_child_behind(tmp_path: Path) -> None:
-    script = write(tmp_path, "import pathlib, time; pathlib.Path('started').touch(); time.sleep(600)")
-    command = [sys.executable, "-m", "scoped_rng", "check", script]
-    with subprocess.Popen(command, cwd=tmp_path, env=environment(), stderr=subprocess.PIPE) as process:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_leaves_no_child_behind(tmp_path: Path, number: int) -> None:
+    write(tmp_path / "script.py", "import pathlib, time; pathlib.Path('started').touch(); time.sleep(600)")
+    arguments = [sys.executable, "-m", "scoped_rng", "check", "--no-trace", "script.py"]
+    env = environment(TMPDIR=str(tmp_path))
+    with subprocess.Popen(arguments, cwd=tmp_path, env=env, stderr=subprocess.PIPE) as process:
         while not (tmp_path / "started").exists():
             assert process.poll() is None
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
-        process.communicate(timeout=60)  # reads until the last process that has this stderr is gone
-    assert process.returncode not in (0, 1, 2)
+        (held,) = (path for path in tmp_path.glob("scoped_rng-*/1/stdout"))
+        process.send_signal(number)
+        _, told = process.communicate(timeout=60)
+    assert (process.returncode, told) == (130, b"interrupted; no run is left behind\n")
+    assert not held.exists()
+    if Path("/proc/self/cmdline").exists():
+        assert not [pid for pid in os.listdir("/proc") if pid.isdecimal() and str(tmp_path) in _folder(pid)]
+
+
+def _folder(pid: str) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/cwd")
+    except OSError:
+        return ""

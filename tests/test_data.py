@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import re
 import tracemalloc
 from collections.abc import Iterator
+from itertools import islice, repeat
 from typing import Any
 
 import numpy as np
@@ -307,7 +309,7 @@ class Named(Dataset[Any]):
         return str(name), *everything_drawn()
 
 
-@pytest.mark.parametrize("names", [["a", "b", "c"], [("a", 1), ("a", 2), ()], [5, -1, 2**70]])
+@pytest.mark.parametrize("names", [["a", "b", "tuple"], [("a", 1), ("a", 2), ()], [5, -1, 2**70]])
 def test_names_and_tuples_identify_a_sample_whatever_its_place(names: list[Any]) -> None:
     def drawn(order: list[Any]) -> dict[Any, Any]:
         loader = seeded_loader(Named(), seed=0, batch_size=2, sampler=order, collate_fn=give_back)
@@ -316,6 +318,33 @@ def test_names_and_tuples_identify_a_sample_whatever_its_place(names: list[Any])
     forward = drawn(names)
     assert forward == drawn(names[::-1])
     assert len({draw for sample in forward.values() for draw in sample[1:]}) == 3 * 7
+
+
+@pytest.mark.parametrize("name", [(0, 1), (np.int64(0), np.uint8(1)), (torch.tensor(0), 1), (False, True)])
+def test_numbers_of_any_library_in_a_tuple_are_the_same_index(name: Any) -> None:
+    (found,) = seeded_loader(Named(), seed=0, batch_size=None, sampler=[name])
+    (expected,) = seeded_loader(Named(), seed=0, batch_size=None, sampler=[(0, 1)])
+    assert found[1:] == expected[1:]
+
+
+def test_a_bool_is_the_index_that_it_is_to_a_list() -> None:
+    assert rows(seeded_loader(Noisy(), seed=0, sampler=[True])) == rows(seeded_loader(Noisy(), seed=0, sampler=[1]))
+
+
+class Huge(Noisy):
+    """Cannot be counted sample by sample."""
+
+    def __len__(self) -> int:
+        return self.length
+
+
+@pytest.mark.parametrize("length", [2**33, 2**70])
+def test_a_huge_dataset_is_sampled_without_a_counter_for_each_sample(length: int) -> None:
+    found = rows(seeded_loader(Huge(length), seed=0, sampler=[2**33 - 1, 3, 3]))
+    with isolated(fold_in(0, "sample", 0, 3, 1)):
+        assert found[2] == Noisy()[3].tolist()
+    assert found[1] != found[2]
+    assert found[0][0] == 2**33 - 1
 
 
 def test_what_is_named_and_comes_again_draws_anew() -> None:
@@ -333,6 +362,54 @@ def test_other_indices_are_told_apart_by_their_place() -> None:
 
 
 # Samplers
+
+
+class Noting(SequentialSampler):
+    """Notes what it was asked for, and fails at the end."""
+
+    def __iter__(self) -> Iterator[int]:
+        self.asked = 0
+        for index in self.data_source:
+            self.asked += 1
+            yield index
+        raise ValueError("the end")
+
+
+@pytest.mark.parametrize(("size", "ahead"), [(1, 64), (10, 70), (100, 100), (None, 64)])
+def test_a_sampler_is_read_some_batches_ahead(size: int | None, ahead: int) -> None:
+    sampler = Noting(range(200))
+    next(iter(seeded_loader(range(200), seed=0, batch_size=size, sampler=sampler)))
+    assert sampler.asked == ahead
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 70), (3, 69), (None, 70)])
+def test_what_a_sampler_gave_before_it_failed_comes_before_the_error(size: int | None, count: int) -> None:
+    batches = iter(seeded_loader(range(70), seed=0, batch_size=size, sampler=Noting(range(70))))
+    found = []
+    with pytest.raises(ValueError, match="the end"):
+        for batch in batches:
+            found += batch.reshape(-1).tolist() if size else [batch]
+    assert found == list(range(count))
+
+
+def test_a_sampler_without_an_end_is_read_as_far_as_is_wanted() -> None:
+    for options in ({"sampler": repeat(1)}, {"batch_sampler": repeat([1])}, {"batch_sampler": repeat([])}):
+        batches = iter(seeded_loader(Noisy(), seed=0, collate_fn=give_back, **options))
+        assert len(list(islice(batches, 200))) == 200
+
+
+@pytest.mark.parametrize("kind", [list, np.array, torch.tensor])
+@pytest.mark.parametrize("way", ["batch_sampler", "sampler"])
+def test_a_sampler_may_fill_the_same_batch_again_and_again(kind: Any, way: str) -> None:
+    def batches() -> Iterator[Any]:
+        batch = kind([0, 0])
+        for index in range(4):
+            batch[0] = batch[1] = index
+            yield batch
+
+    options = {"batch_sampler": batches()} if way == "batch_sampler" else {"sampler": batches(), "batch_size": None}
+    found = [batch.tolist() for batch in seeded_loader(torch.arange(10), seed=0, **options)]
+    assert found == [[0, 0], [1, 1], [2, 2], [3, 3]]
 
 
 def test_the_shards_of_all_ranks_are_what_one_process_gives() -> None:
@@ -450,6 +527,31 @@ def test_a_subset_is_keyed_by_the_sample_unless_what_it_holds_loads_batches() ->
     assert rows(seeded_loader(subset, seed=0, batch_size=4)) == whole
 
 
+class Part(Subset[Any]):
+    """A subset of the user's own kind."""
+
+
+class Wrapper(Dataset[Any]):
+    """Has what it holds has."""
+
+    def __init__(self, held: Any) -> None:
+        self.held = held
+
+    def __len__(self) -> int:
+        return len(self.held)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.held, name)
+
+
+@pytest.mark.parametrize("wrap", [lambda held: Part(held, range(10)), lambda held: Wrapper(Subset(held, range(10)))])
+def test_a_subclass_or_wrapper_of_a_subset_is_keyed_like_it(wrap: Any) -> None:
+    expected = rows(seeded_loader(Noisy(), seed=0))
+    assert rows(seeded_loader(wrap(Noisy()), seed=0, batch_size=4)) == expected
+    whole = rows(seeded_loader(NoisyBatches(), seed=0, batch_size=4))
+    assert rows(seeded_loader(wrap(NoisyBatches()), seed=0, batch_size=4)) == whole
+
+
 @pytest.mark.parametrize("pack", [lambda *held: StackDataset(*held), lambda a, b: StackDataset(a=a, b=b)])
 def test_a_stack_is_keyed_by_the_sample_unless_something_in_it_loads_batches(pack: Any) -> None:
     def first_sample(size: int, *held: Any) -> str:
@@ -507,6 +609,21 @@ def test_an_iterable_dataset_goes_on_from_item_to_item_and_nobody_else_does() ->
         found += rows([batch])
     with isolated(fold_in(0, "worker", 0, 0, "items")):
         assert found == [sample.tolist() for sample in NoisyStream()]
+
+
+def test_torch_warns_of_an_iterable_dataset_that_is_longer_than_it_said() -> None:
+    class Short(NoisyStream):
+        def __len__(self) -> int:
+            return 3
+
+        def __repr__(self) -> str:
+            return "Short()"
+
+    loader = seeded_loader(Short(4), seed=0)
+    assert len(list(loader)) == 4
+    assert len(loader) == 3
+    with pytest.warns(UserWarning, match=re.escape("Length of IterableDataset Short() was reported to be 3")):
+        list(loader)
 
 
 def test_the_length_of_an_iterable_dataset_is_its_own() -> None:

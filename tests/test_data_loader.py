@@ -26,6 +26,7 @@ from torch.utils.data import (
 from scoped_rng import capture, deterministic, fold_in, isolated
 from scoped_rng.data import SeededLoader, seed_worker, seeded_loader
 from tests import kit
+from tests.fake_device import FakeLazyBackend, seeded_draws
 from tests.test_data import IGNORED, Noisy, NoisyStream, epochs, everything_drawn, give_back, noisy_collate, rows
 
 pytestmark = IGNORED
@@ -108,6 +109,22 @@ def test_a_sample_may_open_scopes_itself() -> None:
     assert len({row[2] for row in found}) == 10
 
 
+def draws_of(seed: int) -> list[float]:
+    return [drawn for _ in range(2) for drawn in seeded_draws(seed)]
+
+
+def test_a_backend_that_one_sample_initialises_is_seeded_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Lazy(Noisy):
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return torch.tensor(backend.draws(), dtype=torch.float64)
+
+    backend = FakeLazyBackend("cuda", monkeypatch)
+    together = rows(seeded_loader(Lazy(4), seed=0, batch_size=4))
+    assert backend.module.is_initialized()
+    assert together == rows(seeded_loader(Lazy(4), seed=0, batch_size=1))
+    assert together == [draws_of(fold_in(0, "sample", 0, index, 0)) for index in range(4)]
+
+
 def test_a_loader_works_in_another_thread() -> None:
     found: list[Any] = []
     thread = threading.Thread(target=lambda: found.extend(rows(seeded_loader(Noisy(), seed=0))))
@@ -133,6 +150,10 @@ def shift_dataset(worker_id: int) -> None:
     dataset: Any = get_worker_info().dataset
     assert len(dataset) == dataset.length
     assert dataset[0][0] == 0
+    assert isinstance(dataset, Measured)
+    dataset.scratch = 1
+    del dataset.scratch
+    assert not hasattr(dataset, "scratch")
     dataset.length += 100 * (worker_id + 1)
 
 
@@ -262,6 +283,14 @@ def test_wrong_options_are_refused(options: dict[str, Any], error: type[Exceptio
 
 def test_a_generator_of_none_is_no_generator() -> None:
     assert len(list(seeded_loader(Noisy(), seed=0, generator=None, in_order=True))) == 10
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_mapping_datapipe_is_a_dataset(workers: int) -> None:
+    from torch.utils.data.datapipes.map import SequenceWrapper
+
+    loader = seeded_loader(SequenceWrapper(range(5)), seed=0, batch_size=2, num_workers=workers)
+    assert [batch.tolist() for batch in loader] == [[0, 1], [2, 3], [4]]
 
 
 def test_a_datapipe_is_refused() -> None:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -240,6 +241,25 @@ def test_setting_the_epoch_that_was_loaded_stays_where_it_was_stopped() -> None:
     assert position(loader) == (0, 0)
 
 
+def test_a_look_at_one_batch_takes_an_epoch_unless_the_loop_sets_its_own() -> None:
+    expected = uninterrupted(make(shuffle=True))
+    loader = make(shuffle=True)
+    next(iter(loader))
+    found = []
+    for epoch in range(2):
+        loader.set_epoch(epoch)
+        found += [(epoch, place, rows([batch])) for place, batch in enumerate(loader)]
+    assert found == expected
+
+
+def test_an_iteration_that_has_ended_has_ended_once() -> None:
+    loader = make()
+    batches = iter(loader)
+    assert len(list(batches)) == 4
+    assert list(batches) == []
+    assert position(loader) == (1, 0)
+
+
 def test_an_iteration_from_before_does_not_move_the_position_that_was_set() -> None:
     loader = make()
     batches = iter(loader)
@@ -294,8 +314,10 @@ def test_an_epoch_is_an_int(epoch: Any) -> None:
     message = f"an epoch must be an int, got {type(epoch).__name__} {epoch!r}; count them from 0"
     with pytest.raises(TypeError, match=re.escape(message)):
         loader.set_epoch(epoch)
-    with pytest.raises(ValueError, match=re.escape("an epoch must be 0 or more, got -1; count them from 0")):
+    with pytest.raises(ValueError, match=re.escape("an epoch must be in [0, 2**63), got -1; count them from 0")):
         loader.set_epoch(-1)
+    with pytest.raises(ValueError, match=re.escape("an epoch must be in [0, 2**63), got 9223372036854775808")):
+        loader.set_epoch(2**63)
     assert position(loader) == (0, 0)
 
 
@@ -310,8 +332,10 @@ def test_an_epoch_is_an_int(epoch: Any) -> None:
         ({"batch_size": 2}, "batch_size=3, this one has batch_size=2"),
         ({"batch_size": None, "collate_fn": None}, "batch_size=3, this one has batch_size=None"),
         ({"drop_last": True}, "drop_last=False, this one has drop_last=True"),
-        ({"shuffle": True}, "order='sequential', this one has order='shuffled'"),
-        ({"dataset": NoisyStream()}, "dataset_length=10, this one has dataset_length=None"),
+        ({"shuffle": True}, "shuffle=False, this one has shuffle=True"),
+        ({"sampler": range(10)}, "shuffle=False, this one has sampler="),
+        ({"batch_sampler": [[0]], "batch_size": 1}, "shuffle=False, this one has batch_sampler="),
+        ({"dataset": NoisyStream()}, "shuffle=False, this one has an IterableDataset"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -333,6 +357,37 @@ def test_a_state_of_another_number_of_ranks_is_refused() -> None:
         rank(4).load_state_dict(stopped(rank(2), 1))
 
 
+@pytest.mark.parametrize(
+    ("size", "drop_last", "message"),
+    [
+        (4, False, "batch_size=2, this one has batch_size=4"),
+        (2, True, "drop_last=False, this one has drop_last=True"),
+    ],
+)
+def test_a_state_of_another_batch_sampler_is_refused(size: int, drop_last: bool, message: str) -> None:
+    def loader(*sizes: Any) -> SeededLoader:
+        return make(batch_sampler=BatchSampler(range(10), *sizes), batch_size=1)
+
+    with pytest.raises(StateMismatchError, match=message):
+        loader(size, drop_last).load_state_dict(stopped(loader(2, False), 2))
+
+
+def test_numbers_of_numpy_in_a_sampler_go_into_a_state_as_ints(tmp_path: Path) -> None:
+    class Batches(BatchSampler):
+        batch_size: Any = np.int64(2)
+        drop_last: Any = np.False_
+
+        def __init__(self, sampler: Any) -> None:
+            self.sampler = sampler
+
+    sampler = DistributedSampler(range(10), num_replicas=np.int64(2), rank=0)
+    for options in ({"sampler": sampler}, {"batch_sampler": Batches(sampler), "batch_size": 1}):
+        state = make(**options).state_dict()
+        torch.save(state, tmp_path / "state.pt")
+        make(**options).load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+        assert state["num_replicas"] == 2
+
+
 def test_a_state_of_an_iterable_dataset_needs_as_many_workers() -> None:
     with pytest.raises(StateMismatchError, match="num_workers=0, this one has num_workers=1"):
         make(NoisyStream(), num_workers=1).load_state_dict(stopped(make(NoisyStream()), 1))
@@ -349,6 +404,9 @@ def test_a_state_of_an_iterable_dataset_needs_as_many_workers() -> None:
         (lambda state: {**state, "version": True}, "of version True, this is for version 1; update scoped_rng"),
         (lambda state: without(state, "version"), "of version None, this is for version 1"),
         (lambda state: without(state, "seed"), "the state lacks 'seed'; it is damaged, take another checkpoint"),
+        (lambda state: {**state, "seed": torch.tensor([0, 1])}, "'seed' of the state cannot be tensor([0, 1]); it is"),
+        (lambda state: {**state, "order": ["shuffled"]}, "'order' of the state cannot be ['shuffled']"),
+        (lambda state: {**state, "epoch": 2**63}, "'epoch' of the state cannot be 9223372036854775808"),
         (lambda state: without(state, "epoch"), "'epoch' of the state cannot be None; it is damaged"),
         (lambda state: without(state, "batch"), "'batch' of the state cannot be None; it is damaged"),
         (lambda state: {**state, "epoch": -1}, "'epoch' of the state cannot be -1"),

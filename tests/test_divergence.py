@@ -77,7 +77,8 @@ def test_the_op_whose_output_differs_while_its_inputs_agree_is_the_culprit(tmp_p
     assert str(found) == (
         "the runs part at aten::index_put_ (record 0, forward, in encoder.0) at train.py:7 in main: its output differs "
         "while all its inputs agree, so the op itself brought the difference in. Ask for deterministic algorithms with "
-        "deterministic(seed), or run it on one thread."
+        "deterministic(seed), which the program must not switch off, and give torch the same number of threads in "
+        "every run: torch.set_num_threads(1), say."
     )
 
 

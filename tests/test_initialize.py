@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import random
 import re
 import threading
 import warnings
@@ -109,7 +110,7 @@ class TestOneModule:
 
     def test_the_model_itself_has_the_empty_name(self) -> None:
         model = make(lambda: nn.Linear(3, 2))
-        assert initialize(model, 5) == Initialized({"": fold_in(5, "")}, [], [])
+        assert initialize(model, 5) == Initialized({"": fold_in(5, "")}, [], [], [])
         with deterministic(fold_in(5, "")):
             expected = nn.Linear(3, 2)
         assert contents(model) == contents(expected)
@@ -206,6 +207,50 @@ class TestModulesWithSubmodules:
         with deterministic(fold_in(0, "child")):
             assert bits(model.child.bias) == bits(nn.Linear(2, 2).bias)
 
+    @pytest.mark.parametrize("names", ["b", "ab", "xab"])
+    def test_a_childs_method_that_a_parent_calls_draws_from_the_childs_own_seed(self, names: str) -> None:
+        class Layers(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.layers = nn.ModuleDict({name: nn.Linear(2, 2) for name in names})
+
+            def reset_parameters(self) -> None:
+                kit.draws()
+                for layer in self.layers.values():
+                    nn.init.constant_(layer.weight, 3)
+                    assert layer.reset_parameters() is None
+
+        model = make(Layers)
+        assert list(initialize(model, 0).seeds)[-1] == ""
+        with deterministic(fold_in(0, "layers.b")):
+            assert contents(model.layers["b"]) == contents(nn.Linear(2, 2))
+        assert not any("reset_parameters" in vars(module) for module in model.modules())
+
+    def test_a_childs_method_gets_the_parents_arguments_and_gives_its_result(self) -> None:
+        class Child(nn.Linear):
+            def reset_parameters(self, value: float = 0.0) -> Any:
+                nn.init.constant_(self.weight, value)
+                nn.init.constant_(self.bias, random.random())
+                return self
+
+        class Parent(nn.Sequential):
+            def reset_parameters(self) -> None:
+                assert self[0].reset_parameters(value=4.0) is self[0]
+
+        model = make(lambda: Parent(Child(2, 2)))
+        initialize(model, 0)
+        with deterministic(fold_in(0, "0")):
+            drawn = random.random()
+        assert model[0].weight.unique().item() == 4
+        assert model[0].bias.unique().item() == pytest.approx(drawn)
+
+    def test_a_method_that_was_replaced_meanwhile_stays_replaced(self) -> None:
+        def other() -> None: ...
+
+        model = make(lambda: nn.Linear(2, 2))
+        initialize(model, 0, lambda name, module: setattr(module, "reset_parameters", other))
+        assert model.reset_parameters is other
+
     def test_of_two_methods_the_public_one_is_called(self) -> None:
         class Both(nn.Linear):
             def _reset_parameters(self) -> None:
@@ -213,9 +258,10 @@ class TestModulesWithSubmodules:
 
         assert initialize(make(lambda: Both(2, 2)), 0).missed == []
 
-    def test_a_method_that_is_switched_off_is_passed_over(self) -> None:
+    @pytest.mark.parametrize("nothing", [None, True])
+    def test_a_method_that_is_switched_off_is_passed_over(self, nothing: Any) -> None:
         model = make(lambda: nn.Linear(2, 2))
-        model.reset_parameters = None
+        model.reset_parameters = nothing
         expected = contents(model)
         assert missed_of(model) == ["weight", "bias"]
         assert contents(model) == expected
@@ -395,7 +441,7 @@ class TestWhatWasReached:
         )
         with pytest.warns(DeterminismWarning, match=f"^{re.escape(message)}$") as caught:
             done = initialize(model, 0)
-        assert done == Initialized({"b": fold_in(0, "b")}, ["a.weight", "c.0.weight"], [])
+        assert done == Initialized({"b": fold_in(0, "b")}, ["a.weight", "c.0.weight"], [], [])
         assert bool((model.a.weight == 1).all())
         assert [warning.filename for warning in caught] == [__file__]
 
@@ -411,7 +457,13 @@ class TestWhatWasReached:
         assert missed_of(model) == ["first"]
 
     def test_an_empty_parameter_is_never_missed(self) -> None:
-        assert initialize(Bare(None, weight=torch.ones(0)), 0).missed == []
+        assert missed_of(Bare(None, weight=torch.ones(0))) == []
+
+    def test_a_model_with_nothing_to_initialise_is_warned_of(self) -> None:
+        message = "initialize has found nothing to do: the model has no parameters, and no module a reset_parameters"
+        with pytest.warns(DeterminismWarning, match=message):
+            assert initialize(nn.Sequential(nn.ReLU()), 0) == Initialized({}, [], [], [])
+        assert initialize(nn.BatchNorm1d(2, affine=False), 0).kept == []
 
     def test_a_parameter_that_a_parent_writes_counts(self) -> None:
         model = nn.Sequential(Bare(None))
@@ -490,6 +542,66 @@ class TestParametrised:
             expected = nn.init.normal_(torch.empty(2, 3))
         torch.testing.assert_close(model[0].weight.detach(), expected)
 
+    def normed(self) -> nn.Module:
+        model = make(lambda: nn.Sequential(parametrizations.spectral_norm(nn.Linear(4, 4))))
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data.fill_(torch.nan)
+        return model
+
+    def test_reading_a_parametrised_weight_moves_and_reaches_no_buffer_of_it(self) -> None:
+        def init(name: str, module: nn.Module) -> None:
+            if isinstance(module, nn.Linear):
+                module.weight = torch.randn(4, 4)
+                assert module.weight.isnan().all()
+
+        model = self.normed()
+        done = initialize(model, 0, init)
+        vectors = [f"0.parametrizations.weight.0.{name}" for name in ("_u", "_v")]
+        assert (done.missed, done.kept) == ([], vectors)
+        assert all(buffer.isnan().all() for buffer in model.buffers())
+        for buffer in model.buffers():
+            buffer.fill_(0.5)
+        initialize(model, 0, init_spectral)
+        expected = contents(model)
+        initialize(model, 0, init_spectral)
+        assert contents(model) == expected
+        model(torch.ones(1, 4))
+        assert contents(model) != expected  # power iteration goes on behind it
+
+    def test_vectors_that_init_writes_itself_stay(self) -> None:
+        def init(name: str, module: nn.Module) -> None:
+            for buffer in module.buffers(recurse=False):
+                buffer.fill_(0.5)
+
+        model = self.normed()
+        with pytest.warns(DeterminismWarning):
+            assert initialize(model, 0, init).kept == []
+        assert all((buffer == 0.5).all() for buffer in model.buffers())
+
+    def test_a_parametrisation_that_fails_leaves_its_buffers(self) -> None:
+        class Failing(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.register_buffer("count", torch.zeros(()))
+
+            def forward(self, x: torch.Tensor) -> torch.Tensor:
+                self.count += 1
+                if self.count > 2:
+                    raise KeyError("third")
+                return x
+
+        with isolated():
+            model = parametrize.register_parametrization(nn.Linear(2, 2), "weight", Failing())
+        model.parametrizations.weight[0].count.fill_(2)
+        with pytest.raises(KeyError, match="third"):
+            initialize(model, 0)
+        assert model.parametrizations.weight[0].count == 2
+
+
+def init_spectral(name: str, module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        module.weight = torch.randn(4, 4)
+
 
 class Tied(nn.Module):
     """Words go in and come out by one matrix."""
@@ -518,6 +630,29 @@ class TestTied:
         assert model.head.weight is model.words.weight
         assert bits(model.words.weight) == bits(words.weight)
         assert bits(model.head.bias) == bits(head.bias)
+
+    def test_a_write_under_a_later_name_is_returned(self) -> None:
+        model = make(Tied)
+        assert initialize(model, 0, lambda name, module: None).tied == ["head.weight"]
+        model.head.reset_parameters = model.head.bias.data.zero_
+        assert initialize(model, 0).tied == []
+        done = initialize(model, 0, lambda name, module: module.weight.fill_(7) if name == "head" else None)
+        assert done.tied == ["head.weight"]
+        with deterministic(fold_in(0, "words")):
+            assert bits(model.words.weight) == bits(nn.Embedding(5, 3).weight)
+
+    @pytest.mark.parametrize("part_first", [True, False])
+    def test_what_a_part_and_the_whole_share_is_initialised_by_the_first(self, part_first: bool) -> None:
+        def fill(value: float) -> Callable[[Bare], Any]:
+            return lambda module: module.weight.data.fill_(value)
+
+        whole = Bare(fill(2), weight=torch.full((4, 3), 77.0))
+        part = Bare(fill(1))
+        part.weight = nn.Parameter(whole.weight.data[:2])
+        model = nn.Sequential(*((part, whole) if part_first else (whole, part)))
+        done = initialize(model, 0)
+        assert (done.missed, done.tied) == ([], ["1.weight"])
+        assert whole.weight[:, 0].tolist() == ([1, 1, 2, 2] if part_first else [2, 2, 2, 2])
 
     def test_in_another_order_the_first_name_is_another(self) -> None:
         model = make(lambda: Tied("head"))
@@ -651,12 +786,24 @@ class TestWhatStays:
         model = make(lambda: nn.Sequential(nn.Linear(2, 2)))
         with pytest.raises(KeyError, match="from init") as caught:
             initialize(model, 0, init)
-        expected = (
-            "raised while '0' (Linear) was initialised"
-            if name
-            else "raised while 'the model' (Sequential) was initialised"
-        )
-        assert caught.value.__notes__ == [expected]
+        module = "'0' (Linear)" if name else "'the model' (Sequential)"
+        assert caught.value.__notes__ == [f"raised while {module} was initialised by init(name, module)"]
+
+    def test_a_method_that_needs_arguments_can_have_them_bound(self) -> None:
+        model = nn.Sequential(Bare(lambda module, *, value: module.weight.data.fill_(value)))
+        with pytest.raises(TypeError, match="value") as caught:
+            initialize(model, 0)
+        note = "arguments that it needs can be bound to it before, with functools.partial"
+        whole = f"raised while '0' (Bare) was initialised by its reset_parameters(); {note}"
+        assert caught.value.__notes__ == [whole]
+        model[0].reset_parameters = functools.partial(model[0].reset_parameters, value=4)
+        assert initialize(model, 0).missed == []
+        assert initialize(model, 0).missed == []
+
+    def test_a_function_of_a_tensor_is_no_init(self) -> None:
+        with pytest.raises(AttributeError, match="'str' object has no attribute") as caught:
+            initialize(make(lambda: nn.Linear(2, 2)), 0, nn.init.xavier_uniform_)
+        assert caught.value.__notes__ == ["raised while 'the model' (Linear) was initialised by init(name, module)"]
 
     def test_parameters_stay_the_same_objects_with_their_gradients(self) -> None:
         model = make(lambda: nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)))
@@ -744,7 +891,7 @@ class TestMeta:
             model = build()
         model.to_empty(device="cpu")
         spoil(model)
-        assert initialize(model, 0) == Initialized(initialize(expected, 0).seeds, [], [])
+        assert initialize(model, 0) == Initialized(initialize(expected, 0).seeds, [], [], [])
         assert contents(model) == contents(expected)
         assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -754,7 +901,7 @@ class TestMeta:
         model.positions.register_buffer("sparse", torch.eye(2).to_sparse(), persistent=False)
         model.positions.register_buffer("nothing", None)
         done = initialize(model, 0)
-        assert done == Initialized({"norm": fold_in(0, "norm")}, [], ["positions.table", "positions.sparse"])
+        assert done == Initialized({"norm": fold_in(0, "norm")}, [], ["positions.table", "positions.sparse"], [])
         assert bits(model.positions.table) == bits(torch.arange(4))
 
     def test_a_lazy_model_is_refused_by_name_until_it_has_shapes(self) -> None:
@@ -821,7 +968,7 @@ class TestWrapped:
                     return getattr(self.inner, name)
 
         model = make(lambda: Wrapper(nn.Linear(2, 2)))
-        assert initialize(model, 0) == Initialized({"inner": fold_in(0, "inner")}, [], [])
+        assert initialize(model, 0) == Initialized({"inner": fold_in(0, "inner")}, [], [], [])
         with deterministic(fold_in(0, "inner")):
             assert contents(model.inner) == contents(nn.Linear(2, 2))
 

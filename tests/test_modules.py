@@ -334,6 +334,12 @@ CHANGES: dict[str, Callable[[nn.Module], Any]] = {
     "register": lambda module: module.register_buffer("third", torch.zeros(2)),
     "register, not persistent": lambda module: module.register_buffer("third", torch.zeros(2), persistent=False),
     "delete": lambda module: delattr(module, "first"),
+    "delete and set a parameter": lambda module: (
+        delattr(module, "first"),
+        setattr(module, "first", nn.Parameter(torch.zeros(1))),
+    ),
+    "delete and set a module": lambda module: (delattr(module, "first"), setattr(module, "first", nn.Linear(1, 1))),
+    "delete and set a number": lambda module: (delattr(module, "first"), setattr(module, "first", 3)),
     "delete, not persistent": lambda module: delattr(module, "scratch"),
     "delete and register": lambda module: (
         delattr(module, "first"),
@@ -367,6 +373,7 @@ class TestWhatTheBodyDoesToBuffers:
         with torch.no_grad():
             kit.FORMS[form](isolated(3, also=module), lambda: CHANGES[change](module))
         assert held_of(module) == expected
+        assert "first" not in {*vars(module), *module._parameters, *module._modules}
 
     def test_what_the_body_changes_is_there_again_when_it_goes_on(self) -> None:
         module = buffered(first=torch.zeros(2))

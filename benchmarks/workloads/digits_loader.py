@@ -58,7 +58,9 @@ class Training:
 
     def run(self, epochs: int, stop_at: int | None = None) -> None:
         """Train up to an epoch, or until so many batches are done."""
-        for _ in range(getattr(self.loader, "epoch", 0), epochs):
+        for epoch in range(getattr(self.loader, "epoch", 0), epochs):
+            if hasattr(self.loader, "set_epoch"):
+                self.loader.set_epoch(epoch)
             for images, labels in self.loader:
                 self.step(images, labels)
                 if len(self.losses) == stop_at:
