@@ -1,11 +1,11 @@
-"""Modules: their buffers as something that a scope can hold, and initialisation keyed by name."""
+"""Initialisation of a model's modules, each keyed by its name; what a scope holds of a module is in `buffers`."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -14,114 +14,12 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
+from .buffers import BuffersValue, ModuleBuffers, ModuleTable, copies_of, put_copies, without_modes
 from .dynamo import never_compile
 from .errors import DeterminismWarning, warn
 from .seeds import check_seed, fold_in
 
 __all__ = ["BuffersValue", "Initialized", "ModuleBuffers", "ModuleTable", "initialize", "without_modes"]
-
-
-class ModuleTable(NamedTuple):
-    """What one module has besides the contents of its buffers."""
-
-    module: Any
-    training: bool
-    buffers: dict[str, Any]
-    not_persistent: set[str]
-
-    @classmethod
-    def of(cls, module: Any) -> ModuleTable:
-        """Return the table of ``module`` now."""
-        # Only these private ones tell of buffers that are None and of persistence, and keep the order.
-        return cls(module, module.training, dict(module._buffers.items()), set(module._non_persistent_buffers_set))
-
-    def put(self) -> None:
-        """Make it the table of the module."""
-        self.module.training = self.training
-        buffers = self.module._buffers
-        if isinstance(buffers, dict):  # that of a scripted module cannot change
-            for name in self.buffers:  # deleted, and then set to something that is no buffer
-                for table in (self.module._parameters, self.module._modules, vars(self.module)):
-                    table.pop(name, None)
-            buffers.clear()
-            buffers.update(self.buffers)
-            self.module._non_persistent_buffers_set = set(self.not_persistent)
-
-
-class BuffersValue(NamedTuple):
-    """A module's buffers at one moment."""
-
-    tables: list[ModuleTable]
-    copies: list[tuple[Any, Any]]  # each buffer once, however many modules share it, and a copy of it
-
-
-class ModuleBuffers:
-    """Hold a module's buffers, such as the running statistics of batch norm, and its modules' training mode.
-
-    One copy of the buffers is taken, never of the parameters. There is nothing to seed.
-    """
-
-    kind = "buffers"
-
-    def __init__(self, name: str, module: torch.nn.Module) -> None:
-        self.name = name
-        self.subject = module
-        lazy = [name for name, buffer in module.named_buffers() if is_lazy(buffer)]
-        if lazy:
-            raise ValueError(
-                f"{self.name} has buffers without a shape yet: {', '.join(lazy)}; run one forward pass before the scope"
-            )
-
-    def take(self) -> BuffersValue:
-        tables = [ModuleTable.of(module) for module in self.subject.modules()]
-        buffers = {id(buffer): buffer for table in tables for buffer in table.buffers.values() if buffer is not None}
-        return BuffersValue(tables, _copies(buffers.values()))
-
-    def put(self, value: BuffersValue) -> None:
-        for table in value.tables:
-            table.put()
-        _put_copies(value.copies)
-
-    def seed(self, seed: int) -> None:
-        """Do nothing: buffers are not random."""
-
-
-def _copies(tensors: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    with without_modes():
-        return [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-
-def _put_copies(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    for tensor, copy in copies:
-        with without_modes():
-            if tensor.is_inference():  # which torch refuses to write to outside of inference mode
-                torch.inference_mode()(_put_copy)(tensor, copy)
-            else:
-                _put_copy(tensor, copy)
-
-
-def _put_copy(tensor: torch.Tensor, copy: torch.Tensor) -> None:
-    # Through .data, autograd's version counter stays as it is, and backward() behind the block works.
-    alike = tensor.shape == copy.shape and tensor.dtype == copy.dtype and tensor.device == copy.device
-    if alike and tensor.layout is torch.strided:
-        # Of an expanded buffer each place once: torch refuses to write one several times.
-        once = tuple(slice(0, 1 if stride == 0 else None) for stride in tensor.stride())
-        tensor.data[once].copy_(copy[once])
-    else:  # resized or cast by the body, or sparse
-        tensor.data = copy.clone()
-
-
-@contextlib.contextmanager
-def without_modes() -> Iterator[None]:
-    """Let tensors be read and written as they are, whatever dispatch modes and transforms are active.
-
-    A fake tensor mode refuses real tensors, vmap and grad wrap them, and other modes shall not see what is not the
-    user's. torch itself does it with these two, and has nothing public for it.
-    """
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(getattr(python_dispatch, "_disable_current_modes", contextlib.nullcontext)())
-        stack.enter_context(getattr(torch._C, "_DisableFuncTorch", contextlib.nullcontext)())
-        yield
 
 
 class Initialized(NamedTuple):
@@ -255,20 +153,10 @@ def _with_memory(model: torch.nn.Module) -> list[torch.Tensor]:
     return [tensor for _, tensor in named]
 
 
-class _Kept:
-    """Let a module's scope hold tensors, which its initialisation must not change."""
-
-    def __init__(self, tensors: list[torch.Tensor]) -> None:
-        self._tensors = tensors
-
-    def getstate(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        return _copies(self._tensors)
-
-    def setstate(self, state: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        _put_copies(state)
-
-    def seed(self, seed: int) -> None:
-        """Do nothing: they are not to change."""
+def _kept(tensors: list[torch.Tensor]) -> Any:
+    """Return something by which a scope holds tensors."""
+    copies = functools.partial(copies_of, tensors)
+    return SimpleNamespace(getstate=copies, setstate=put_copies, seed=lambda seed: None) if tensors else ()
 
 
 class _Writes(python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -345,7 +233,7 @@ class _Writes(python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-cal
 
         self.seeds[name] = fold_in(self._seed, name)
         held = self._of_others(name, module)
-        scope = isolated(self.seeds[name], also=_Kept([self._tensors[each] for each in held]) if held else ())
+        scope = isolated(self.seeds[name], also=_kept([self._tensors[each] for each in held]))
         before, self._now = self._now, (name, set(map(id, module.parameters())), held)
         try:
             return scope(self._watch)(module, step)
@@ -385,10 +273,10 @@ class _Writes(python_dispatch.TorchDispatchMode):  # type: ignore[no-untyped-cal
 
     def _begin_read(self, parametrization: torch.nn.Module, _: Any) -> None:
         # A parametrised weight is computed when it is read; in training mode, that of spectral norm moves its buffers.
-        self._reading.append(_copies(parametrization.buffers()))
+        self._reading.append(copies_of(parametrization.buffers()))
 
     def _end_read(self, *_: Any) -> None:
-        _put_copies(self._reading.pop())
+        put_copies(self._reading.pop())
 
     def _add(self, tensor: torch.Tensor) -> None:
         identity, place = id(tensor), _place(tensor)

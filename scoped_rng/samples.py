@@ -68,15 +68,20 @@ class Indices:
         return (self._ordered if self._order in ("shuffled", "sequential") else self._sampled)(epoch, first)
 
     def _ordered(self, epoch: int, first: int) -> Iterator[_Batch]:
-        length, size = length_of(self._dataset, required=True), self._size or 1
-        order: Any = range(length)
+        length, begin = length_of(self._dataset, required=True), first * (self._size or 1)
+        indices: Any = iter(range(begin, length))
         if self._order == "shuffled":
             generator = torch.Generator().manual_seed(fold_in(self._seed, "order", epoch))
             order = torch.randperm(length, generator=generator, device="cpu")
-        for start in range(first * size, length - (size - 1 if self._drop_last else 0), size):
-            chunk = order[start : start + size]
-            indices = chunk.tolist() if self._order == "shuffled" else list(chunk)
-            yield _Batch(epoch, start // size, indices, [(index, 0) for index in indices])
+            indices = chain.from_iterable(order[at : at + 1024].tolist() for at in range(begin, length, 1024))
+        for number, batch in enumerate(self._cut(indices), first):
+            yield _Batch(epoch, number, batch, [(index, 0) for index in batch])
+
+    def _cut(self, indices: Iterator[Any]) -> Iterator[list[Any]]:
+        size = self._size or 1
+        while batch := list(islice(indices, size)):
+            if len(batch) == size or not self._drop_last:
+                yield batch
 
     def _sampled(self, epoch: int, first: int) -> Iterator[_Batch]:
         chunks: Any = isolated(fold_in(self._seed, "sampler", epoch))(self._chunks)()
@@ -116,9 +121,7 @@ class Indices:
                 batch = [ours] if self._order == "sampler" else ours if hasattr(ours, "__len__") else list(ours)
                 yield batch, isinstance(ours, (int, str, tuple, list))
             return
-        while chunk := list(islice(indices, self._size)):
-            if len(chunk) == self._size or not self._drop_last:
-                yield chunk, True
+        yield from ((batch, True) for batch in self._cut(indices))
 
 
 class _Paths:
@@ -218,9 +221,6 @@ class StreamDataset(_Facade, IterableDataset[Any]):
         return items
 
 
-_TORCHS_COLLATE = torch_data.default_collate, torch_data.default_convert
-
-
 class Samples:
     """Load and collate batches."""
 
@@ -228,7 +228,7 @@ class Samples:
         self.dataset = dataset
         self._seed = seed
         self._collate_fn = collate_fn
-        self._collate_draws = all(collate_fn is not torchs for torchs in _TORCHS_COLLATE)
+        self._collate_draws = _may_draw(collate_fn)
         self._in_batches = in_batches
         self._has_getitems = in_batches and bool(getattr(dataset, "__getitems__", None))
         self._loads_batches = in_batches and _loads_batches(dataset)
@@ -264,6 +264,7 @@ class Stream:
         self.dataset = dataset
         self._seed = seed
         self._collate_fn = collate_fn
+        self._collate_draws = _may_draw(collate_fn)
         self._epoch = torch.zeros(1, dtype=torch.int64, device="cpu")
         self._collated = 0
         if shared:
@@ -285,7 +286,7 @@ class Stream:
     def collate(self, items: Any) -> tuple[None, Any]:
         """Collate the next batch of this epoch and worker, which does not know its number."""
         self._collated += 1
-        return None, _run(self._collate, items)
+        return None, _run(self._collate, items) if self._collate_draws else self._collate_fn(items)
 
     def _collate(self, begin: Callable[[int], None], items: Any) -> Any:
         begin(self._child("collate", self._collated))
@@ -301,13 +302,21 @@ def already_collated(loaded: Any) -> Any:
     return loaded
 
 
+def _may_draw(collate_fn: Any) -> bool:
+    # torch's own draw nothing.
+    return collate_fn is not torch_data.default_collate and collate_fn is not torch_data.default_convert
+
+
+_ISOLATED = isolated()
+
+
 def _run(body: Callable[..., Any], *args: Any) -> Any:
     """Call ``body`` in a scope which it seeds itself, by a function that it gets first.
 
     A batch has one scope, seeded anew for each sample: that is all that a scope for each would come to, and costs a
     third of it.
     """
-    activation = Activation(isolated())
+    activation = Activation(_ISOLATED)
 
     def begin(seed: int) -> None:
         for held, _ in activation.undo:
