@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import argparse
 
-from . import compare, data, plugin, scope, trace
+from . import compare, data, distributed, plugin, scope, trace
 
-COMMANDS = {"compare": compare, "data": data, "pytest": plugin, "scope": scope, "trace": trace}
+COMMANDS = {
+    "compare": compare,
+    "data": data,
+    "distributed": distributed,
+    "pytest": plugin,
+    "scope": scope,
+    "trace": trace,
+}
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .decorators import fixed_seed
     from .errors import (
         ConcurrentScopeError,
+        DesyncError,
         DeterminismWarning,
         LeakWarning,
         RestoreError,
@@ -28,6 +29,7 @@ _HOMES = {
     "decorators": ("fixed_seed",),
     "errors": (
         "ConcurrentScopeError",
+        "DesyncError",
         "DeterminismWarning",
         "LeakWarning",
         "RestoreError",
@@ -53,10 +55,11 @@ _HOMES = {
         "capture",
     ),
 }
-_MODULES = ("compare", "data", "nn", "testing", "trace")
+_MODULES = ("checkpoint", "compare", "data", "distributed", "nn", "testing", "trace")
 
 __all__ = [
     "ConcurrentScopeError",
+    "DesyncError",
     "DeterminismWarning",
     "LeakWarning",
     "RestoreError",

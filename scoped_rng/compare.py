@@ -303,7 +303,7 @@ def _compare_tensors(a: torch.Tensor, b: torch.Tensor) -> Difference | None:
 
 
 def _compare_arrays(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Difference | None:
-    first, second = _array_bits(a), _array_bits(b)
+    first, second = array_bits(a), array_bits(b)
     if np.array_equal(first, second):
         return None
     differing = (first != second).reshape(a.size, -1).any(-1).reshape(a.shape)
@@ -311,7 +311,7 @@ def _compare_arrays(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Differe
     return _bits_differ(zip(*sides, strict=True), a.shape, int(differing.argmax()))
 
 
-def _array_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def array_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     size = array.dtype.itemsize
     if size in _INTEGERS:
         return array.view(f"u{size}")
@@ -360,7 +360,7 @@ class _Side(NamedTuple):
         if kind == "c":
             array = array.view(f"f{size // 2}").reshape(-1, 2)
         floats = array if kind in "fc" and array.dtype.itemsize <= 8 else None
-        return cls(value, _array_bits(array), floats)
+        return cls(value, array_bits(array), floats)
 
 
 def _bits_differ(chunks: Iterable[tuple[_Side, _Side]], shape: tuple[int, ...], at: int) -> Difference:

@@ -10,6 +10,7 @@ import warnings
 
 __all__ = [
     "ConcurrentScopeError",
+    "DesyncError",
     "DeterminismWarning",
     "LeakWarning",
     "RestoreError",
@@ -35,6 +36,22 @@ class ConcurrentScopeError(ScopedRngError, RuntimeError):
 
     Streams are process-wide, so two scopes that are open at once in two threads or two tasks cannot both be right.
     """
+
+
+class DesyncError(ScopedRngError, RuntimeError):
+    """Tell, on every rank, that ranks do not agree, or differ not where they should; or that one has not come.
+
+    Attributes:
+        ranks: the global ranks that are unlike the others.
+        streams: the streams that it is about.
+        leaf: the path of the first value that differs, or None.
+    """
+
+    def __init__(
+        self, message: str, *, ranks: tuple[int, ...] = (), streams: tuple[str, ...] = (), leaf: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.ranks, self.streams, self.leaf = ranks, streams, leaf
 
 
 class RestoreError(ScopedRngError, RuntimeError):

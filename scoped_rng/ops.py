@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .fingerprint import fingerprint, text_hash
+from .fingerprint import fingerprint, shape_fingerprint, text_hash
 
-__all__ = ["KNOWN", "Memory", "Op", "Read", "describe", "flat", "storage_of", "written_out"]
+__all__ = ["KNOWN", "Op", "Read", "Unwritten", "describe", "flat", "written_out"]
 
 Tensor = torch.Tensor
 _NONE: Mapping[int, int] = {}
@@ -23,7 +23,7 @@ class Op(NamedTuple):
     is_silent: bool = False  # of torch's own bookkeeping, such as to rebuild what a worker has sent, whenever it comes
     is_collective: bool = False
     draws: bool = False
-    reads: bool = True  # False: only looks at dtype and shape
+    reads: bool = True  # False: looks at dtypes and shapes alone
     makes_data: bool = True  # False: what it gives is another view of its input, or unwritten
     makes_memory: bool = False  # and leaves it as it was
     overwrites: frozenset[int | str] = frozenset()  # arguments that are written and not read
@@ -60,7 +60,8 @@ def describe(func: Any) -> Op:
         space in ("prim", "profiler") or name == "aten::set_.source_Storage_storage_offset",
         space in ("c10d", "_c10d_functional") and base != "wait_tensor",
         torch.Tag.nondeterministic_seeded in func.tags,
-        not (is_view or makes_memory or base.startswith("new_") or base.endswith("_like")),
+        # By lift_fresh, a view, enters what torch.tensor() and torch.from_numpy() make.
+        base == "lift_fresh" or not (is_view or makes_memory or base.startswith("new_") or base.endswith("_like")),
         not (is_view or makes_memory),
         makes_memory,
         frozenset(overwrites),
@@ -78,14 +79,33 @@ def _remember(func: Any, op: Op) -> Op:
     return op
 
 
-class Memory:
-    """What is known of a tensor's storage."""
+class Unwritten:
+    """The memory that no op has written yet, by its storage: which record has made it."""
 
-    __slots__ = ("made", "owner")
+    def __init__(self) -> None:
+        self._made: dict[int, tuple[weakref.ref[Any], int]] = {}
 
-    def __init__(self, owner: Any) -> None:
-        self.owner = weakref.ref(owner)
-        self.made = -1  # the record that made it, as long as no op has written it
+    def __bool__(self) -> bool:
+        return bool(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def add(self, tensor: Tensor, index: int) -> None:
+        owner, made = storage_of(tensor), self._made
+        key = id(owner)
+        made[key] = weakref.ref(owner, lambda _: made.pop(key, None)), index
+
+    def made(self, tensor: Tensor) -> int | None:
+        """Return the record that made the memory of a tensor, if no op has written it."""
+        found = self._made.get(id(storage_of(tensor)))
+        return None if found is None else found[1]
+
+    def write(self, tensor: Tensor) -> None:
+        """Forget memory that has been written whole."""
+        owner = storage_of(tensor)
+        if id(owner) in self._made and tensor.nbytes >= owner.nbytes():
+            del self._made[id(owner)]
 
 
 def storage_of(tensor: Any) -> Any:
@@ -98,22 +118,26 @@ def storage_of(tensor: Any) -> Any:
 class Read:
     """What an op reads: fingerprints of tensors, and the rest written out."""
 
-    __slots__ = ("has_entered", "inputs", "memories", "scalars", "unwritten")
+    __slots__ = ("_memory", "inputs", "scalars", "unwritten")
 
-    def __init__(self, memories: dict[int, Memory]) -> None:
-        self.memories = memories
+    def __init__(self, memory: Unwritten) -> None:
+        self._memory = memory
         self.inputs: list[int] = []
         self.scalars: list[str] = []
         self.unwritten: Mapping[int, int] = _NONE
-        self.has_entered = False
 
     def value(self, value: Any, reads: bool) -> None:
         """Add an argument; ``reads`` is false where only the shape of a tensor matters."""
         kind = type(value)
-        if kind in _NUMBERS:
+        if kind is Tensor or isinstance(value, Tensor):
+            if not reads:
+                self.inputs.append(shape_fingerprint(value))
+                return
+            if self._memory and (made := self._memory.made(value)) is not None:
+                self.unwritten = {**self.unwritten, len(self.inputs): made}
+            self.inputs.append(fingerprint(value))
+        elif kind in _NUMBERS:
             self.scalars.append(repr(value))
-        elif kind is Tensor or isinstance(value, Tensor):
-            self.tensor(value, reads)
         elif kind is list or kind is tuple:
             if all(map(_NUMBERS.__contains__, map(type, value))):
                 self.scalars.append(_cut(repr(value)))
@@ -122,18 +146,6 @@ class Read:
                     self.value(item, reads)
         else:
             self.scalars.append(written_out(value))
-
-    def tensor(self, tensor: Tensor, reads: bool) -> None:
-        owner = storage_of(tensor)
-        memory = self.memories.get(id(owner))
-        if memory is None or memory.owner() is not owner:
-            self.memories[id(owner)] = Memory(owner)
-            self.has_entered = True
-        elif not reads:
-            return
-        elif memory.made >= 0:
-            self.unwritten = {**self.unwritten, len(self.inputs): memory.made}
-        self.inputs.append(fingerprint(tensor))
 
 
 _NUMBERS = {int, float, bool, type(None)}

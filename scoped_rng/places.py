@@ -86,6 +86,7 @@ class Places:
         source: Source | None = None
         call: FrameType | None = None
         forward: Place | None = self._of_node() if backward else None
+        known = _is_users.get
         while frame is not None:
             code = frame.f_code
             if code is _CALL:
@@ -94,8 +95,8 @@ class Places:
                     if source is not None:
                         break
             elif source is None:
-                file = code.co_filename
-                if _is_users[file] if file in _is_users else _of_user(file):
+                of_user = known(code.co_filename)
+                if of_user or (of_user is None and _of_user(code.co_filename)):
                     source = _source(frame)
                     if call is not None:
                         break

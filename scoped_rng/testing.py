@@ -89,6 +89,8 @@ def assert_repeatable(
     __tracebackhide__ = True
     if not callable(fn):
         raise TypeError(f"assert_repeatable takes a function and its arguments, got {type(fn).__name__} {fn!r}")
+    if not isinstance(trace, bool):
+        raise TypeError(f"trace= is True or False, got {type(trace).__name__} {trace!r}")
     scope = deterministic(seed, strict=strict)
     repetition = Repetition(Call(fn, args, kwargs), scope, _check_runs(runs))
     if trace:

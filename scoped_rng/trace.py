@@ -21,7 +21,7 @@ from .divergence import Divergence, first_divergence
 from .dynamo import skipped
 from .fingerprint import fingerprint, shape_fingerprint, text_hash
 from .observe import WatchedEntropy, are_cheap, states, torch_state
-from .ops import KNOWN, Memory, Op, Read, describe, flat, storage_of, written_out
+from .ops import KNOWN, Op, Read, Unwritten, describe, flat, written_out
 from .places import Places
 from .tracefile import Record, Source, Trace, TraceFormatError
 
@@ -32,7 +32,7 @@ _C: Any = torch._C
 _current_graph_task_id = _C._current_graph_task_id
 _NONE: Mapping[str, int] = {}
 _NAMES = ("python", "numpy", "numpy.entropy")
-_FEW_MEMORIES = 1 << 12
+_MOST_GIVEN = 1 << 16
 _NO_DISPATCH: Any = Tensor.__torch_dispatch__
 _STREAMS_ARE_CHEAP = are_cheap()
 _recorders: weakref.WeakSet[_Recorder] = weakref.WeakSet()
@@ -79,8 +79,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         super().__init__()  # type: ignore[no-untyped-call]
         self._writer = writer
         self._places = Places()
-        self._memories: dict[int, Memory] = {}
-        self._most_memories = _FEW_MEMORIES
+        self._unwritten = Unwritten()
+        self._given: dict[int, None] = {}
         self._streams: tuple[int | None, ...] = (None, None, None)
         self._entropy = WatchedEntropy()
         self.muted = 0
@@ -120,58 +120,62 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         op = describe(func) if known is None else known[0]
         if self.muted or op.is_silent:
             return func(*args, **kwargs)
-        read, overwrites, reads = Read(self._memories), op.overwrites, op.reads
-        for position, value in enumerate(args):
-            if position not in overwrites:
-                read.value(value, reads)
+        read, overwrites, reads = Read(self._unwritten), op.overwrites, op.reads
+        for value in args if not overwrites else [args[i] for i in range(len(args)) if i not in overwrites]:
+            read.value(value, reads)
         for name, value in kwargs.items():
             if name not in overwrites:
                 count = len(read.scalars)
                 read.value(value, reads)
                 if len(read.scalars) > count:
                     read.scalars[count] = f"{name}={read.scalars[count]}"
-        streams = self._moved(read.has_entered)
+        streams = self._moved(read.inputs)
         if op.draws:
             streams = {**streams, **_torch_state((args, tuple(kwargs.values())))}
         result = func(*args, **kwargs)
         if op.makes_memory and not result.numel():
             return result  # nothing to read; torch makes such a tensor for each one that a worker of a loader has sent
-        given = [args[i] if i < len(args) else kwargs.get(name) for i, name in op.writes]
-        self._add(op, read, streams, [result, *given] if given else [result])
+        given = [result]
+        for index, name in op.writes:
+            written = args[index] if index < len(args) else kwargs.get(name)
+            if written is not result:
+                given.append(written)
+        self._add(op, read, streams, given)
         return result
 
     def _add(self, op: Op, read: Read, streams: Mapping[str, int], given: list[Any], *, opaque: bool = False) -> None:
         """Write down an op that has run, with what it has given: its result and what it has written."""
         outputs: list[int] = []
-        fresh: list[Memory] = []
         tensors: list[Tensor] = given
-        if len(given) > 1 or type(given[0]) is not Tensor or op.is_collective:
+        if len(given) > 1 or op.is_collective or not isinstance(given[0], Tensor):
             tensors = _tensors(op, given, outputs)
-        memories = self._memories
+        unwritten = self._unwritten
         for tensor in tensors:
-            owner = storage_of(tensor)
-            memory = memories.get(id(owner))
-            if memory is None or memory.owner() is not owner:
-                memory = memories[id(owner)] = Memory(owner)
-            if op.makes_memory:
-                fresh.append(memory)
-            elif memory.made >= 0 and op.makes_data and tensor.nbytes >= owner.nbytes():
-                memory.made = -1
-            outputs.append(fingerprint(tensor) if op.makes_data else shape_fingerprint(tensor))
+            if not op.makes_data:
+                outputs.append(shape_fingerprint(tensor))
+            else:
+                outputs.append(fingerprint(tensor))
+                if unwritten:
+                    unwritten.write(tensor)
         backward = _current_graph_task_id() != -1
         place, entropy = self._places.here(backward), self._entropy.place
         scalars = ", ".join(read.scalars)
         draft = (op.name, read.inputs, scalars, outputs, place, backward, opaque, streams, entropy, read.unwritten)
         index = self._writer.add(draft)
-        for memory in fresh:
-            memory.made = index
-        if len(memories) > self._most_memories:
-            self._memories = {key: memory for key, memory in memories.items() if memory.owner() is not None}
-            self._most_memories = max(_FEW_MEMORIES, 2 * len(self._memories))
+        if op.makes_memory:
+            for tensor in tensors:
+                unwritten.add(tensor, index)
+        if not _STREAMS_ARE_CHEAP:
+            self._given.update(dict.fromkeys(outputs))
+            while len(self._given) > _MOST_GIVEN:
+                del self._given[next(iter(self._given))]
 
-    def _moved(self, has_entered: bool) -> Mapping[str, int]:
-        """Return the streams outside of torch that have moved since they were looked at last."""
-        if not (_STREAMS_ARE_CHEAP or has_entered):
+    def _moved(self, inputs: list[int]) -> Mapping[str, int]:
+        """Return the streams outside of torch that have moved since they were looked at last.
+
+        Where looking takes long, only for inputs that no op has given lately.
+        """
+        if not (_STREAMS_ARE_CHEAP or any(given not in self._given for given in inputs)):
             return _NONE
         now, before = (*states(), self._entropy.state()), self._streams
         if now == before:
@@ -242,9 +246,9 @@ def _record_region(recorders: list[_Recorder], graph: Any, plain: Any, inputs: A
     op, reads = Op("torch.compile"), []
     alive = [weakref.ref(value) for value in flat(inputs) if isinstance(value, Tensor)]
     for recorder in recorders:
-        read = Read(recorder._memories)
+        read = Read(recorder._unwritten)
         read.value(list(inputs), True)  # which the region empties
-        reads.append((recorder, read, {**recorder._moved(True), **torch_state(None, None)}))
+        reads.append((recorder, read, {**recorder._moved(read.inputs), **torch_state(None, None)}))
         recorder.muted += 1
     try:
         result = plain(graph, inputs)

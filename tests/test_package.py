@@ -18,6 +18,7 @@ import scoped_rng
 ROOT = Path(__file__).parents[1]
 PUBLIC = [
     "ConcurrentScopeError",
+    "DesyncError",
     "DeterminismWarning",
     "LeakWarning",
     "RestoreError",
@@ -100,7 +101,7 @@ def test_the_wheel_works_with_the_source_out_of_the_way(built: Path, tmp_path: P
     (info,) = metadata.distributions(name="scoped_rng", path=[str(tmp_path / "site")])
     assert info.metadata["Name"] == "scoped-rng"
     assert info.metadata["License-Expression"] == "BSD-3-Clause"
-    assert set(info.metadata.get_all("Provides-Extra") or ()) == {"benchmarks", "cli", "lint", "test"}
+    assert set(info.metadata.get_all("Provides-Extra") or ()) == {"benchmarks", "cli", "frameworks", "lint", "test"}
 
     code = """if True:
         import random, scoped_rng

@@ -411,6 +411,68 @@ def test_an_error_of_a_later_run_alone_is_the_failure() -> None:
     assert isinstance(caught.value.__cause__, ValueError)
 
 
+def parting(call: Callable[[], object]) -> str:
+    """Return what a failure tells of the torch ops, where the runs part."""
+    told = [line for line in message(call).splitlines() if "runs part at" in line or "torch ops" in line]
+    assert len(told) == 1
+    return told[0]
+
+
+@pytest.mark.parametrize("runs", [2, 3])
+def test_with_a_trace_the_failure_names_the_first_op(runs: int) -> None:
+    ticks = Ticking()
+
+    def step(data: torch.Tensor) -> torch.Tensor:
+        late = ticks() == runs
+        return data.exp() * (2.0 if late else 1.0)
+
+    line = step.__code__.co_firstlineno + 2
+    assert parting(lambda: assert_repeatable(step, torch.ones(3), runs=runs, trace=True)) == (
+        f"  the runs part at aten::mul.Tensor (record 1, forward) at {__file__}:{line} in step: something that it "
+        "reads differs, and no op before it made that: it came from outside torch. Its other arguments are (1.0) and "
+        "(2.0). No random stream had parted by then: look for a file or the order of a directory, the time, the order "
+        "of a set (PYTHONHASHSEED), another thread or process, or a generator made before the recording."
+    )
+
+
+def test_with_a_trace_a_failure_outside_of_torch_says_so() -> None:
+    ticks = Ticking()
+    assert parting(lambda: assert_repeatable(lambda: (torch.ones(3), ticks()), trace=True)) == (
+        "  the torch ops of both runs agree: what differs came from elsewhere"
+    )
+
+
+def test_with_a_trace_an_error_of_a_later_run_names_the_op_as_well() -> None:
+    ticks = Ticking()
+
+    def fn() -> None:
+        torch.ones(ticks())
+        if ticks() == 4:
+            raise ValueError("second time")
+
+    assert parting(lambda: assert_repeatable(fn, trace=True)).startswith("  the runs part at aten::ones (record 0, ")
+
+
+def test_with_a_trace_what_repeats_passes_and_nothing_outside_is_changed() -> None:
+    before = kit.everything()
+    assert assert_repeatable(torch.rand, 3, trace=True).shape == (3,)
+    assert kit.everything() == before
+
+
+def test_without_what_a_trace_needs_nothing_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("trace", "fingerprint"):
+        monkeypatch.delitem(sys.modules, f"scoped_rng.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "xxhash", None)
+    with pytest.raises(ImportError, match=re.escape("install it with: pip install 'scoped-rng[cli]'")):
+        assert_repeatable(pytest.fail, trace=True)
+
+
+def test_a_trace_is_asked_for_with_true_or_false() -> None:
+    assert message(lambda: assert_repeatable(pytest.fail, trace=1), TypeError) == (  # type: ignore[arg-type]
+        "trace= is True or False, got int 1"
+    )
+
+
 def test_an_interrupt_of_a_later_run_goes_on() -> None:
     ticks = Ticking()
 

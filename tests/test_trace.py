@@ -25,7 +25,7 @@ from torch.utils.checkpoint import checkpoint
 
 from scoped_rng import deterministic, isolated, observe, places
 from scoped_rng import trace as module
-from scoped_rng.fingerprint import fingerprint
+from scoped_rng.fingerprint import fingerprint, shape_fingerprint
 from scoped_rng.numpy_streams import NumPyStream
 from scoped_rng.ops import Op
 from scoped_rng.streams import PythonStream
@@ -280,18 +280,19 @@ def test_checkpointed_modules_run_again_in_backward() -> None:
     assert first.outputs == second.outputs
 
 
-def test_views_are_not_read() -> None:
-    with record() as trace:
-        one = torch.ones(2, 3)
-        one.t()
-    assert (trace[1].op, trace[1].inputs, len(trace[1].outputs)) == ("aten::t", (), 1)
-
-
-def test_what_enters_through_a_view_is_read() -> None:
+def test_of_what_is_viewed_only_the_shape_is_read() -> None:
     one = torch.ones(2, 3)
     with record() as trace:
         one.t()
-    assert trace[0].inputs == (fingerprint(one),)
+    assert (trace[0].op, trace[0].inputs) == ("aten::t", (shape_fingerprint(one),))
+    assert trace[0].outputs == (shape_fingerprint(one.t()),)
+
+
+def test_what_enters_from_python_or_numpy_is_read_where_it_enters() -> None:
+    with record() as trace:
+        one = torch.tensor([1.0])
+        other = torch.from_numpy(np.ones(2))
+    assert [made.inputs for made in trace] == [(fingerprint(one),), (fingerprint(other),)]
 
 
 def test_the_torch_stream_is_looked_at_where_an_op_draws() -> None:
@@ -428,14 +429,32 @@ def test_tensors_live_no_longer_than_without() -> None:
         assert storage() is None
 
 
-def test_what_is_kept_does_not_grow_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_FEW_MEMORIES", 8)
+def test_memory_that_was_never_written_is_kept_no_longer_than_it_lives() -> None:
     with record():
         (recorder,) = _get_current_dispatch_mode_stack()
-        for _ in range(5):
-            alive = [torch.ones(3) for _ in range(20)]
-            assert 20 <= len(recorder._memories) <= 60
+        alive = [torch.empty(3) for _ in range(20)]
+        assert len(recorder._unwritten) == 20
+        alive[0].zero_()
+        assert len(recorder._unwritten) == 19
         del alive
+        assert len(recorder._unwritten) == 0
+
+
+def test_what_is_kept_does_not_grow_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_STREAMS_ARE_CHEAP", False)
+    monkeypatch.setattr(module, "_MOST_GIVEN", 8)
+    with record():
+        (recorder,) = _get_current_dispatch_mode_stack()
+        for number in range(20):
+            torch.full((2,), number)
+        assert len(recorder._given) == 8
+
+
+def test_tensors_without_elements_of_unwritten_memory_are_left_out() -> None:
+    with record() as trace:
+        torch.empty(0)
+        torch.zeros(0)
+    assert [made.op for made in trace] == ["aten::zeros"]
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
@@ -636,6 +655,14 @@ def test_sparse_tensors_are_read_and_written() -> None:
         torch.sparse.mm(sparse, torch.ones(3, 1))
         sparse.add_(sparse)
     assert fingerprint(sparse) in trace[-1].outputs
+
+
+def test_sparse_tensors_beside_unwritten_memory_are_read_and_written() -> None:
+    with record() as trace:
+        kept = torch.empty(3)
+        torch.eye(2).to_sparse() * 2
+        kept.add_(1)
+    assert [made.unwritten for made in trace] == [{}] * (len(trace) - 1) + [{0: 0}]
 
 
 def test_ops_of_a_higher_order_are_recorded_with_what_they_give() -> None:
