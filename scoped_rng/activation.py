@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .registry import Held
     from .scope import Scope
 
-__all__ = ["Activation", "Transaction", "ambient_value", "find", "run_within"]
+__all__ = ["Activation", "Transaction", "all_or_none", "ambient_value", "find", "run_within"]
 
 
 T = TypeVar("T")
@@ -205,6 +205,18 @@ class Activation(Transaction):
                 if other.subject is held.subject:
                     return activation, place
         return None
+
+
+def all_or_none(plan: Iterable[Held], change: Callable[[], Any]) -> None:
+    """Change streams for good; where that fails, put back all of them and raise."""
+    transaction = Transaction()
+    try:
+        transaction.take(plan)
+        change()
+    except BaseException as error:
+        transaction.put_back()
+        transaction.report(error)
+        raise
 
 
 def run_within(activation: Activation, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> T:

@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import io
-import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, SupportsIndex
 
 import torch
 
-from .activation import Transaction
+from .activation import all_or_none
 from .ambient import ENTROPY, adapt_all, ambient_streams
-from .codecs import to_tensors
-from .errors import ScopedRngError, StateFormatError, StateMismatchError
+from .errors import StateFormatError, StateMismatchError
 from .ranks import Ranks, listed
-from .registry import Held
 from .seeds import check_bool, check_seed, fold_in
 from .state import RngState, capture
+from .statetext import from_text, to_text
 
-__all__ = ["StatefulRng", "all_or_none", "from_text", "load_state", "resume", "save_state", "to_text"]
+__all__ = ["StatefulRng", "load_state", "resume", "save_state"]
 
 FORMAT, FILE_FORMAT, VERSION = "scoped_rng.StatefulRng", "scoped_rng.state", 1
 
@@ -155,18 +152,6 @@ def _devices(names: Iterable[str]) -> set[str]:
     return {name for name in names if ":" in name}
 
 
-def all_or_none(plan: Iterable[Held], change: Callable[[], Any]) -> None:
-    """Change streams for good; where that fails, put back all of them and raise."""
-    transaction = Transaction()
-    try:
-        transaction.take(plan)
-        change()
-    except BaseException as error:
-        transaction.put_back()
-        transaction.report(error)
-        raise
-
-
 def resume(checkpoint: Mapping[str, Any], *, rng: Any, **parts: Any) -> None:
     """Load the parts of a checkpoint from the states under their names, and the streams last.
 
@@ -258,41 +243,6 @@ def _check_format(state: Mapping[str, Any], expected: str, what: str) -> None:
     version = state.get("version")
     if type(version) is not int or version != VERSION:
         raise StateFormatError(f"the state is of version {version!r}, this is for version {VERSION}; update scoped_rng")
-
-
-def to_text(state: RngState) -> str:
-    """Return a state as one line: its digest and its state dict in JSON, bytes in base64.
-
-    A text stays what it is where tools move tensors to devices, cast them or want their shape to stay the same.
-    """
-    return f"{state.digest()} {json.dumps(state.state_dict(), default=_plain, separators=(',', ':'))}"
-
-
-def from_text(text: Any) -> RngState:
-    """Read back what `to_text` gave.
-
-    Raises:
-        StateFormatError: it is damaged, or something else.
-    """
-    try:
-        digest, _, content = text.partition(" ")
-        state = RngState.from_state_dict(json.loads(content, object_hook=_tensor))
-        if state.digest() != digest:
-            raise StateFormatError("its digest is another one")
-    except Exception as error:
-        told = error if isinstance(error, ScopedRngError) else f"{type(error).__name__}: {error}"
-        raise StateFormatError(f"the text of the state is damaged: {told}; take another checkpoint") from error
-    return state
-
-
-def _plain(tensor: torch.Tensor) -> dict[str, str]:
-    return {"base64": base64.b64encode(tensor.numpy().tobytes()).decode("ascii")}
-
-
-def _tensor(item: dict[str, Any]) -> Any:
-    if item.keys() != {"base64"} or not isinstance(item["base64"], str):
-        return item
-    return to_tensors(base64.b64decode(item["base64"], validate=True))
 
 
 def _sync_folder(folder: Path) -> None:

@@ -26,8 +26,8 @@ from typing import Any, SupportsIndex, TypeVar
 import torch
 
 from . import codecs
+from .activation import all_or_none
 from .ambient import ENTROPY, ambient_streams
-from .checkpoint import all_or_none, from_text, to_text
 from .devices import DeviceStream
 from .digests import Digests, Row, digest
 from .errors import DesyncError
@@ -36,6 +36,7 @@ from .registry import Held, Keyed
 from .scope import Scope
 from .seeds import fold_in
 from .state import RngState
+from .statetext import from_text, to_text
 
 __all__ = ["DesyncError", "assert_distinct", "assert_in_sync", "rank_seed", "sync_state", "synced"]
 

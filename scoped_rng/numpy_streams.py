@@ -249,7 +249,8 @@ class EntropyStream:
         source, state = value
         if state is not None:
             source.state = state
-        _bit_generator.randbits = source
+        # A trace watches what is not seeded, and may have ended before the scope that was entered inside it.
+        _bit_generator.randbits = getattr(source, "ended_with", None) or source
 
     def seed(self, seed: int) -> None:
         _bit_generator.randbits = EntropySource(seed)

@@ -22,6 +22,7 @@ __all__ = ["WatchedEntropy", "are_cheap", "numpy_state", "python_state", "states
 
 _C: Any = torch._C
 _numpy: Any = np.random  # whose stubs leave out get_bit_generator
+_get_bit_generator = _numpy.get_bit_generator
 _bit_generator: Any = bit_generator
 
 
@@ -35,7 +36,7 @@ def python_state(stream: PythonStream = PYTHON) -> int:
 
 def numpy_state(stream: NumPyStream = NUMPY) -> int:
     """Return 64 bits of the state of NumPy's global stream, but for a cached gaussian where that is not cheap."""
-    bits = _numpy.get_bit_generator()
+    bits = _get_bit_generator()
     if stream._direct and type(bits) is np.random.MT19937:
         return data_hash(stream._view(bits))
     return text_hash(repr(pack(stream)))
@@ -43,9 +44,9 @@ def numpy_state(stream: NumPyStream = NUMPY) -> int:
 
 def states() -> tuple[int, int]:
     """Return both, at every op: in one call where nothing is out of the ordinary."""
-    bits = _numpy.get_bit_generator()
-    if NUMPY._memory[0] is bits and PYTHON._memory is not None and PYTHON._generator.gauss_next is None:
-        return data_hash(PYTHON._memory), data_hash(NUMPY._memory[1])
+    python, (bits, numpy) = PYTHON._memory, NUMPY._memory
+    if python is not None and bits is _get_bit_generator() and PYTHON._generator.gauss_next is None:
+        return data_hash(python), data_hash(numpy)
     return python_state(), numpy_state()
 
 
@@ -82,15 +83,17 @@ class WatchedEntropy:
         self._inner: Any = None
         self._given = 0
         self.place: Source | None = None
+        self.ended_with: Any = None  # what was there before, for a scope that outlives this and puts it back
 
     def start(self) -> None:
         """Watch, unless a scope has seeded it."""
         source = getattr(_bit_generator, "randbits", None)
         if source is not None and not ENTROPY.is_seeded():
-            self._inner, _bit_generator.randbits = source, self
+            self._inner, self.ended_with, _bit_generator.randbits = source, None, self
 
     def stop(self) -> None:
         """Leave what was there before."""
+        self.ended_with = self._inner
         if getattr(_bit_generator, "randbits", None) is self:
             _bit_generator.randbits = self._inner
 

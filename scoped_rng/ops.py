@@ -130,12 +130,9 @@ class Read:
         """Add an argument; ``reads`` is false where only the shape of a tensor matters."""
         kind = type(value)
         if kind is Tensor or isinstance(value, Tensor):
-            if not reads:
-                self.inputs.append(shape_fingerprint(value))
-                return
-            if self._memory and (made := self._memory.made(value)) is not None:
+            if reads and self._memory and (made := self._memory.made(value)) is not None:
                 self.unwritten = {**self.unwritten, len(self.inputs): made}
-            self.inputs.append(fingerprint(value))
+            self.inputs.append(fingerprint(value) if reads else shape_fingerprint(value))
         elif kind in _NUMBERS:
             self.scalars.append(repr(value))
         elif kind is list or kind is tuple:

@@ -96,20 +96,12 @@ class RngState:
         >>> random.random() == first
         True
         """
-        from .activation import Transaction  # which is above this module
+        from .activation import all_or_none  # which is above this module
 
         here = streams()
         ambient = [held for held in here.ambient_streams() if held is not here.ENTROPY or held.is_seeded()]
         values = self.values_for(ambient, here.adapt_all(also), missing)
-        transaction = Transaction()
-        try:
-            transaction.take(stream for stream, _ in values)
-            for stream, value in values:
-                stream.put(value)
-        except BaseException as error:
-            transaction.put_back()
-            transaction.report(error)
-            raise
+        all_or_none([stream for stream, _ in values], lambda: [stream.put(value) for stream, value in values])
 
     def values_for(self, ambient: list[Held], also: tuple[Held, ...], missing: Missing) -> list[tuple[Held, Any]]:
         """Match the state with what is here.

@@ -36,8 +36,9 @@ from scoped_rng import (
     register_stream,
     unregister_stream,
 )
-from scoped_rng.checkpoint import StatefulRng, from_text, load_state, resume, save_state, to_text
+from scoped_rng.checkpoint import StatefulRng, load_state, resume, save_state
 from scoped_rng.data import seeded_loader
+from scoped_rng.statetext import from_text, to_text
 from tests import kit
 from tests.fake_device import NAME, FakeGeneratorsModule
 
