@@ -145,7 +145,8 @@ class Repetition:
             )
             raise TypeError(
                 f"{what} cannot be copied, and each run needs a copy of its own ({type(error).__name__}: "
-                f"{_first_line(error)}); make it inside of the function, or detach() a tensor that was computed"
+                f"{_first_line(error)}); make it inside of the function"
+                + (", or hand over tensor.detach()" if "deepcopy protocol" in str(error) else "")
             ) from error
         return Call(getattr(fn, self._call.fn.__name__) if bound else fn, args, kwargs)
 
@@ -233,7 +234,10 @@ def _told(what: str, first: Any, second: Any) -> str:
         raise TypeError(f"{what}: {error}") from error
     if difference is None:
         return ""
-    return str(dataclasses.replace(difference, path=what + difference.path))
+    difference = dataclasses.replace(difference, path=what + difference.path)
+    if difference.what == "incomparable":
+        raise TypeError(str(difference))
+    return str(difference)
 
 
 def _state(fn: Any) -> Any:

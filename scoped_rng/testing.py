@@ -31,13 +31,15 @@ def assert_bitwise_equal(first: Any, second: Any, *, grad: bool = False) -> None
 
     Raises:
         AssertionError: they differ; the message says where and how.
-        TypeError: a tensor has no bits that could be compared.
+        TypeError: something in them cannot be compared, such as a tensor on the meta device or a lock.
 
     >>> import torch
     >>> assert_bitwise_equal([torch.ones(2)], [torch.ones(2)])
     """
     __tracebackhide__ = True
     difference = first_difference(first, second, grad=grad)
+    if difference is not None and difference.what == "incomparable":
+        raise TypeError(str(difference))
     if difference is not None:
         raise AssertionError(f"not the same bit for bit: {difference}")
 
