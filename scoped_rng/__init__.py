@@ -18,10 +18,10 @@ if TYPE_CHECKING:
         StateMismatchError,
         TraceFormatError,
     )
-    from .registry import register_stream, unregister_stream
     from .scope import deterministic, isolated, replay
     from .seeds import fold_in
     from .state import RngState, capture
+    from .streams.registry import register_stream, unregister_stream
 
 # Where each name is. They are imported when they are first asked for: every pytest and every Hypothesis in the
 # environment imports this package for its plugin, most often to find that nothing is asked of it.
@@ -40,7 +40,7 @@ _HOMES = {
         "StateMismatchError",
         "TraceFormatError",
     ),
-    "registry": (
+    "streams.registry": (
         "register_stream",
         "unregister_stream",
     ),

@@ -12,13 +12,13 @@ from typing import Any, Literal, SupportsIndex
 
 import torch
 
-from .activation import all_or_none
-from .ambient import ENTROPY, adapt_all, ambient_streams
+from .distributed.ranks import Ranks, listed
 from .errors import StateFormatError, StateMismatchError
-from .ranks import Ranks, listed
+from .scope.activation import all_or_none
 from .seeds import check_bool, check_seed, fold_in
 from .state import RngState, capture
-from .statetext import from_text, to_text
+from .state.text import from_text, to_text
+from .streams.ambient import ENTROPY, adapt_all, ambient_streams
 
 __all__ = ["StatefulRng", "load_state", "resume", "save_state"]
 

@@ -11,10 +11,10 @@ from collections.abc import AsyncGenerator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from typing import Any, SupportsIndex, TypeVar, overload
 
-from .activation import Activation, Transaction, run_within
 from .dynamo import never_compile, skipped
 from .errors import ConcurrentScopeError
 from .scope import Scope, deterministic
+from .scope.activation import Activation, Transaction, run_within
 
 __all__ = ["decorate", "fixed_seed"]
 

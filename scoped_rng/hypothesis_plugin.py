@@ -13,13 +13,13 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
-from .activation import Transaction
 from .dynamo import imported
+from .scope.activation import Transaction
 
 if TYPE_CHECKING:
     from hypothesis.strategies import SearchStrategy
 
-    from .registry import Held
+    from .streams.registry import Held
 
 __all__ = ["generators", "register", "seeds"]
 
@@ -54,8 +54,8 @@ def _torch_streams() -> list[Held]:
     torch = imported("torch")
     if torch is None:
         return []
-    from .devices import device_streams
-    from .objects import TorchGeneratorStream
+    from .streams.devices import device_streams
+    from .streams.objects import TorchGeneratorStream
 
     return [TorchGeneratorStream("torch", torch.default_generator), *device_streams(None)]
 

@@ -14,10 +14,10 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 from torch.nn.utils.spectral_norm import SpectralNorm
 
-from .buffers import BuffersValue, ModuleBuffers, ModuleTable, copies_of, put_copies, without_modes
 from .dynamo import never_compile
 from .errors import DeterminismWarning, warn
 from .seeds import check_seed, fold_in
+from .streams.buffers import BuffersValue, ModuleBuffers, ModuleTable, copies_of, put_copies, without_modes
 
 __all__ = ["BuffersValue", "Initialized", "ModuleBuffers", "ModuleTable", "initialize", "without_modes"]
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from scoped_rng import activation
+from scoped_rng.scope import activation
 from tests import kit
 
 torch.set_num_threads(1)

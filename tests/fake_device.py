@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch._utils import _LazySeedTracker
 
-from scoped_rng import devices
+from scoped_rng.streams import devices
 
 NAME = "privateuseone"
 """What the backend is called as long as nobody has renamed it."""

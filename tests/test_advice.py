@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from scoped_rng.advice import advise, advise_on_text, suspects
-from scoped_rng.divergence import Divergence
-from scoped_rng.tracefile import Record, Source
+from scoped_rng.cli.advice import advise, advise_on_text, suspects
+from scoped_rng.trace.divergence import Divergence
+from scoped_rng.trace.file import Record, Source
 
 
 def record(op: str = "aten::add", source: Source | None = None, **changes: Any) -> Record:

@@ -30,7 +30,7 @@ def plain(text: str) -> str:
 STREAMS = """
 import atexit, os, random, sys, tempfile
 import numpy, torch
-names = [name for name in ("scoped_rng.trace", "xxhash") if name in sys.modules]
+names = [name for name in ("scoped_rng.trace.recorder", "xxhash") if name in sys.modules]
 draws = random.random(), numpy.random.rand(), numpy.random.default_rng().random(), torch.rand(()).item()
 print(draws, len(names), file=open("draws.txt", "w"))
 atexit.register(lambda: print(random.random(), torch.rand(2)))

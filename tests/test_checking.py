@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from scoped_rng import checking, children
-from scoped_rng.checking import Report, check, strip
-from scoped_rng.children import Ended, Plan, run
-from scoped_rng.launch import Target
-from scoped_rng.texts import byte_that_differs, cut, steady
-from scoped_rng.tracefile import Source
+from scoped_rng.cli import checking, children
+from scoped_rng.cli.checking import Report, check, strip
+from scoped_rng.cli.children import Ended, Plan, run
+from scoped_rng.cli.launch import Target
+from scoped_rng.cli.texts import byte_that_differs, cut, steady
+from scoped_rng.trace.file import Source
 from tests.test_tracefile import draft, written
 
 SCRIPT, FUNCTION = Target("script", "train.py"), Target("function", "train:main")

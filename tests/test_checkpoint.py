@@ -38,7 +38,7 @@ from scoped_rng import (
 )
 from scoped_rng.checkpoint import StatefulRng, load_state, resume, save_state
 from scoped_rng.data import seeded_loader
-from scoped_rng.statetext import from_text, to_text
+from scoped_rng.state.text import from_text, to_text
 from tests import kit
 from tests.fake_device import NAME, FakeGeneratorsModule
 

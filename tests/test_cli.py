@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from scoped_rng import __main__, checking, children, cli, doctor, show
-from scoped_rng.checking import Difference, Parting, Plan, Report, Run
-from scoped_rng.doctor import Finding
-from scoped_rng.launch import Target
+from scoped_rng import __main__, cli
+from scoped_rng.cli import checking, children, doctor, show
+from scoped_rng.cli.checking import Difference, Parting, Plan, Report, Run
+from scoped_rng.cli.doctor import Finding
+from scoped_rng.cli.launch import Target
 from tests.test_launch import python
 
 Call = Callable[..., "tuple[int, str, str]"]
@@ -446,7 +447,7 @@ def test_the_status_of_a_child_is_returned(tmp_path: Path, monkeypatch: pytest.M
     program(tmp_path, monkeypatch, "import sys; print(sys.argv[-3:], sys.stdin.read()); sys.exit(7)")
     with (tmp_path / "out").open("wb") as out:
         assert children.call("main", ["task"], stdout=out) == 7
-    code = "from scoped_rng.launch import main; main()"
+    code = "from scoped_rng.cli.launch import main; main()"
     assert (tmp_path / "out").read_text() == f"{['-c', code, 'task']} \n"
 
 

@@ -31,7 +31,7 @@ from torch.utils.data import (
 
 from scoped_rng import deterministic, fold_in, isolated
 from scoped_rng.data import seeded_loader
-from scoped_rng.samples import Indices
+from scoped_rng.data.samples import Indices
 from tests import kit
 
 IGNORED = [

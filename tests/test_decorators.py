@@ -28,7 +28,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scoped_rng.decorators
-from scoped_rng import activation, capture, deterministic, fixed_seed, isolated, replay
+from scoped_rng import capture, deterministic, fixed_seed, isolated, replay
+from scoped_rng.scope import activation
 from tests import kit
 
 FIRST, SECOND, THIRD = kit.reference(7, 3)

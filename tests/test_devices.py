@@ -19,7 +19,7 @@ import torch
 
 import scoped_rng
 from scoped_rng import RngState, StateMismatchError, capture, deterministic, fixed_seed, isolated, replay
-from scoped_rng.devices import check_devices
+from scoped_rng.streams.devices import check_devices
 from tests import kit
 from tests.fake_device import (
     NAME,

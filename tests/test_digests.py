@@ -8,6 +8,7 @@ import random
 import re
 import subprocess
 import sys
+import threading
 import types
 from collections import OrderedDict, namedtuple
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from scoped_rng.compare import first_difference
-from scoped_rng.digests import Digests
+from scoped_rng.distributed.digests import Digests
 
 
 def digest(value: Any) -> bytes:
@@ -184,6 +185,18 @@ def test_what_is_shared_many_times_is_read_once() -> None:
     for _ in range(200):  # 2**200 ways to the zero
         shared = [shared, shared]
     assert digest(shared) == digest(copy.deepcopy(shared))
+
+
+def test_a_lock_that_a_module_keeps_is_passed_over() -> None:
+    def locked() -> nn.Module:
+        module = nn.Linear(1, 1)
+        module.weight.data.zero_(), module.bias.data.zero_()
+        module.lock = threading.Lock()
+        return module
+
+    assert digest(locked()) == digest(locked())
+    with pytest.raises(TypeError, match=re.escape("it cannot be read")):
+        digest(threading.Lock())
 
 
 def test_rows_name_every_value_and_what_it_is_in_last() -> None:

@@ -20,11 +20,12 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from scoped_rng import RngState, StateMismatchError, codecs, deterministic, distributed, fold_in
+from scoped_rng import RngState, StateMismatchError, deterministic, distributed, fold_in
 from scoped_rng.checkpoint import StatefulRng
 from scoped_rng.distributed import assert_distinct, assert_in_sync, rank_seed, sync_state, synced
-from scoped_rng.ranks import Ranks, listed
-from scoped_rng.statetext import to_text
+from scoped_rng.distributed.ranks import Ranks, listed
+from scoped_rng.state import codecs
+from scoped_rng.state.text import to_text
 from tests import kit
 from tests.distributed.checks import CHECKS, SIZES
 from tests.fake_device import NAME, FakeGeneratorsModule

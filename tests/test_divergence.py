@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from scoped_rng import deterministic
-from scoped_rng.divergence import Divergence, first_divergence
-from scoped_rng.trace import Trace, record
-from scoped_rng.tracefile import Source
+from scoped_rng.trace.divergence import Divergence, first_divergence
+from scoped_rng.trace.file import Source
+from scoped_rng.trace.recorder import Trace, record
 from tests.test_tracefile import draft, written
 
 

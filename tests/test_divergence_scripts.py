@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 pytest.importorskip("xxhash")
-from scoped_rng.trace import Divergence, first_divergence
+from scoped_rng.trace.recorder import Divergence, first_divergence
 
 TRIES = int(os.environ.get("SCOPED_RNG_TRIES", "1"))
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ SCRIPTS = ROOT / "tests" / "divergence"
 RUN = """
 import runpy, sys
 from scoped_rng import deterministic
-from scoped_rng.trace import record
+from scoped_rng.trace.recorder import record
 
 trace, is_seeded, *sys.argv = sys.argv[1:]
 if is_seeded == "True":

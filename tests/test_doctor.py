@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from scoped_rng import doctor
-from scoped_rng.doctor import CHECKS, Finding, examine, is_well
+from scoped_rng.cli import doctor
+from scoped_rng.cli.doctor import CHECKS, Finding, examine, is_well
 from scoped_rng.flags import NAMES
 from tests import kit
 

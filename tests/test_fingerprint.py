@@ -15,8 +15,8 @@ from hypothesis import given
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing._internal.two_tensor import TwoTensor
 
-from scoped_rng import fingerprint as module
-from scoped_rng.fingerprint import device_hash, fingerprint, shape_fingerprint
+from scoped_rng.trace import fingerprint as module
+from scoped_rng.trace.fingerprint import device_hash, fingerprint, shape_fingerprint
 
 pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
@@ -250,7 +250,7 @@ def test_on_another_device_eight_bytes_come_back(monkeypatch: pytest.MonkeyPatch
 
 
 def test_without_xxhash_the_error_says_what_to_install() -> None:
-    code = "import sys; sys.modules['xxhash'] = None; import scoped_rng.trace"
+    code = "import sys; sys.modules['xxhash'] = None; import scoped_rng.trace.recorder"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     message = "a trace needs xxhash, which is not installed; install it with: pip install 'scoped-rng[cli]'"
     assert re.search(re.escape(f"ImportError: {message}"), done.stderr)

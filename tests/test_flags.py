@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 import torch
 
-from scoped_rng import DeterminismWarning, ambient, capture, deterministic, fixed_seed, flags, isolated, replay
+from scoped_rng import DeterminismWarning, capture, deterministic, fixed_seed, flags, isolated, replay
+from scoped_rng.streams import ambient
 from tests import kit
 
 CUBLAS = "CUBLAS_WORKSPACE_CONFIG"

@@ -24,17 +24,17 @@ import torch
 import scoped_rng
 from scoped_rng import (
     RestoreError,
-    activation,
     capture,
     deterministic,
     fixed_seed,
     isolated,
-    numpy_streams,
     register_stream,
     replay,
     scope,
     unregister_stream,
 )
+from scoped_rng.scope import activation
+from scoped_rng.streams import numpy as numpy_streams
 from tests import kit
 
 PACKAGE = str(Path(scoped_rng.__file__).parent)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import scoped_rng
-from scoped_rng.launch import Target, parse
+from scoped_rng.cli.launch import Target, parse
 
 TELL = """
 import json, sys, os
@@ -28,10 +28,10 @@ print(json.dumps([*told, *(globals()[name] for name in names), __builtins__.__na
 BARE = """
 import contextlib, scoped_rng
 scoped_rng.deterministic = lambda seed, *, strict: contextlib.nullcontext()
-from scoped_rng.launch import main
+from scoped_rng.cli.launch import main
 main()
 """
-COMPARE = "from scoped_rng.launch import compare; compare()"
+COMPARE = "from scoped_rng.cli.launch import compare; compare()"
 
 
 def environment(**more: str) -> dict[str, str]:

@@ -23,7 +23,6 @@ from scoped_rng import (
     RngState,
     ScopeOrderWarning,
     StateMismatchError,
-    activation,
     capture,
     deterministic,
     fold_in,
@@ -31,6 +30,7 @@ from scoped_rng import (
     replay,
     scope,
 )
+from scoped_rng.scope import activation
 from tests import kit
 
 SEEDS = (0, 1, 2**32 + 5, 2**64 - 1)

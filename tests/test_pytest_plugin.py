@@ -11,8 +11,6 @@ from typing import Any
 import pytest
 
 # pytest forgets the modules that a suite run in this process is the first to import; these must not be among them.
-import scoped_rng.ambient
-import scoped_rng.codecs  # noqa: F401
 from scoped_rng import fold_in
 from tests import kit
 

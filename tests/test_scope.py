@@ -25,7 +25,6 @@ from scoped_rng import (
     RestoreWarning,
     ScopeOrderWarning,
     StateMismatchError,
-    activation,
     capture,
     deterministic,
     fixed_seed,
@@ -34,6 +33,7 @@ from scoped_rng import (
     replay,
     unregister_stream,
 )
+from scoped_rng.scope import activation
 from tests import kit
 
 

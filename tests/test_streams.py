@@ -22,18 +22,18 @@ from sklearn.utils import check_random_state
 
 from scoped_rng import (
     ScopeOrderWarning,
-    ambient,
     capture,
     deterministic,
     fixed_seed,
     fold_in,
     isolated,
-    numpy_streams,
     register_stream,
     replay,
-    streams,
     unregister_stream,
 )
+from scoped_rng.streams import ambient
+from scoped_rng.streams import numpy as numpy_streams
+from scoped_rng.streams import python as streams
 from tests import kit
 
 BIT_GENERATORS = ("MT19937", "PCG64", "PCG64DXSM", "Philox", "SFC64")
@@ -602,7 +602,7 @@ def test_entropy_of_any_size_is_within_its_bits() -> None:
 def test_a_numpy_without_the_place_keeps_its_entropy_fresh_and_everything_else_works(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    specification: Any = importlib.util.spec_from_file_location("scoped_rng.streams_again", numpy_streams.__file__)
+    specification: Any = importlib.util.spec_from_file_location("scoped_rng.streams.again", numpy_streams.__file__)
     again = importlib.util.module_from_spec(specification)
     with monkeypatch.context() as patch:
         patch.setattr(np.random, "bit_generator", types.SimpleNamespace())

@@ -24,6 +24,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+import scoped_rng.trace
 from scoped_rng import deterministic, fixed_seed, register_stream, unregister_stream
 from scoped_rng.testing import assert_bitwise_equal, assert_does_not_touch, assert_repeatable, repeatable
 from tests import kit
@@ -388,6 +389,11 @@ def test_a_result_that_cannot_be_copied_is_compared_as_it_is() -> None:
     assert text.startswith("result[0]: _thread.lock objects cannot be compared")
 
 
+def test_what_cannot_be_compared_is_a_wrong_argument_of_assert_bitwise_equal() -> None:
+    text = message(lambda: assert_bitwise_equal([threading.Lock()], [threading.Lock()]), TypeError)
+    assert text.startswith("[0]: _thread.lock objects cannot be compared")
+
+
 def test_a_result_without_bits_is_refused() -> None:
     text = message(lambda: assert_repeatable(lambda: [torch.ones(2, device="meta")]), TypeError)
     assert text.startswith("result: [0] cannot be compared: a meta or fake tensor has a shape, but no bits")
@@ -460,8 +466,9 @@ def test_with_a_trace_what_repeats_passes_and_nothing_outside_is_changed() -> No
 
 
 def test_without_what_a_trace_needs_nothing_has_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("trace", "fingerprint"):
-        monkeypatch.delitem(sys.modules, f"scoped_rng.{name}", raising=False)
+    for name in ("recorder", "fingerprint"):
+        monkeypatch.delitem(sys.modules, f"scoped_rng.trace.{name}", raising=False)
+        monkeypatch.delattr(scoped_rng.trace, name, raising=False)
     monkeypatch.setitem(sys.modules, "xxhash", None)
     with pytest.raises(ImportError, match=re.escape("install it with: pip install 'scoped-rng[cli]'")):
         assert_repeatable(pytest.fail, trace=True)

@@ -24,7 +24,8 @@ import numpy as np
 import pytest
 import torch
 
-from scoped_rng import ConcurrentScopeError, activation, capture, deterministic, fixed_seed, isolated, replay, scope
+from scoped_rng import ConcurrentScopeError, capture, deterministic, fixed_seed, isolated, replay, scope
+from scoped_rng.scope import activation
 from tests import kit
 
 REFUSED = (

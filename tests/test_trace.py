@@ -23,13 +23,14 @@ from torch.testing._internal.two_tensor import TwoTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint
 
-from scoped_rng import deterministic, isolated, observe, places
-from scoped_rng import trace as module
-from scoped_rng.fingerprint import fingerprint, shape_fingerprint
-from scoped_rng.numpy_streams import NumPyStream
-from scoped_rng.ops import Op
-from scoped_rng.streams import PythonStream
-from scoped_rng.trace import Record, Trace, first_divergence, record
+from scoped_rng import deterministic, isolated
+from scoped_rng.streams.numpy import NumPyStream
+from scoped_rng.streams.python import PythonStream
+from scoped_rng.trace import observe, places
+from scoped_rng.trace import recorder as module
+from scoped_rng.trace.fingerprint import fingerprint, shape_fingerprint
+from scoped_rng.trace.ops import Op
+from scoped_rng.trace.recorder import Record, Trace, first_divergence, record
 from tests import kit
 
 
@@ -758,7 +759,7 @@ def in_a_process(code: str) -> str:
 
 def test_the_first_op_imports_neither_dynamo_nor_inductor() -> None:
     code = (
-        "import sys, torch\nbefore = set(sys.modules)\nfrom scoped_rng.trace import record\nwith record():\n"
+        "import sys, torch\nbefore = set(sys.modules)\nfrom scoped_rng.trace.recorder import record\nwith record():\n"
         "    torch.ones(2)\nprint(*[name for name in sys.modules if name in ('torch._dynamo', 'torch._inductor')])"
     )
     assert in_a_process(code) == ""
@@ -774,7 +775,7 @@ def test_reading_and_comparing_imports_no_torch(tmp_path: Path) -> None:
     with record(tmp_path / "trace"):
         torch.ones(1)
     code = (
-        "import sys\nfrom scoped_rng.divergence import first_divergence\n"
+        "import sys\nfrom scoped_rng.trace.divergence import first_divergence\n"
         f"print(first_divergence({str(tmp_path / 'trace')!r}, {str(tmp_path / 'trace')!r}), 'torch' in sys.modules)"
     )
     assert in_a_process(code) == "None False"
@@ -877,7 +878,7 @@ def test_a_compiled_region_without_a_recording_runs_as_it_is(compiled: type[Grap
 def test_a_region_that_inductor_has_compiled_is_opaque() -> None:
     code = """
 import torch
-from scoped_rng.trace import record
+from scoped_rng.trace.recorder import record
 def noisy(x, weight):
     return torch.nn.functional.dropout((x @ weight).sin(), 0.5) + 1
 compiled = torch.compile(noisy, fullgraph=True)

@@ -16,9 +16,9 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from scoped_rng import tracefile
 from scoped_rng.errors import ScopedRngError
-from scoped_rng.tracefile import Record, Source, Trace, TraceFormatError, Writer
+from scoped_rng.trace import file as tracefile
+from scoped_rng.trace.file import Record, Source, Trace, TraceFormatError, Writer
 
 LINE = Source("train.py", 7, "main")
 

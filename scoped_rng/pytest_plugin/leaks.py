@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from ..activation import ambient_value
 from ..dynamo import imported
 from ..errors import LeakWarning
-from ..streams import loaded_streams
+from ..scope.activation import ambient_value
+from ..streams.python import loaded_streams
 
 __all__ = ["Leaks"]
 

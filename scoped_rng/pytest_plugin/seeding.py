@@ -10,12 +10,12 @@ from typing import Any, SupportsIndex
 
 import pytest
 
-from ..activation import Activation
 from ..decorators import decorate
 from ..dynamo import imported
 from ..scope import Scope
+from ..scope.activation import Activation
 from ..seeds import check_bool, check_seed, fold_in
-from ..streams import loaded_streams
+from ..streams.python import loaded_streams
 from . import MARKER, SIGNATURE
 
 __all__ = ["Refusal", "Seeding", "seed_of"]
@@ -34,7 +34,7 @@ class _Imported(Scope):
     def plan(self) -> list[Any]:
         plan = [*loaded_streams(self._devices), *self._also]
         if self._strict is not None and imported("torch") is not None:
-            from ..ambient import STRICT, WARN
+            from ..streams.ambient import STRICT, WARN
 
             plan.append(STRICT if self._strict else WARN)
         return plan
