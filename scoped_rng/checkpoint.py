@@ -79,9 +79,11 @@ class StatefulRng:
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank, or with ``gather=True`` of all ranks, as a dict of str, int and None."""
         ranks = Ranks(self._group)
-        texts = {ranks.rank: to_text(capture(also=self._also))}
+        # By the rank in the whole job: groups that write into one checkpoint must not take each other's.
+        here = ranks.names[ranks.rank]
+        texts = {here: to_text(capture(also=self._also))}
         if self._gather:
-            texts = dict(enumerate(ranks.gather_texts(texts[ranks.rank])))
+            texts = dict(zip(ranks.names, ranks.gather_texts(texts[here]), strict=True))
         return {
             "format": FORMAT,
             "version": VERSION,
@@ -110,11 +112,14 @@ class StatefulRng:
         if size != ranks.size:
             self._change(f"{size} ranks, here are {ranks.size}", seed, derived, ranks)
             return
-        text = state.get(_key(ranks.rank))
+        here = ranks.names[ranks.rank]
+        text = state.get(_key(here))
         if text is None:
-            here = [rank for rank in range(ranks.size) if _key(rank) in state]
+            numbers = [str(key).removeprefix("rank") for key in state if str(key).startswith("rank")]
+            saved_ranks = [int(number) for number in numbers if number.isdecimal()]
             raise StateMismatchError(
-                f"the state is of {listed(here) if here else 'no rank'}, this is rank {ranks.rank} of {ranks.size}; "
+                f"the state is of {listed(saved_ranks) if saved_ranks else 'no rank'}, "
+                f"this is rank {here} of {ranks.size}; "
                 "load the checkpoint that this rank has saved, or save all ranks in one: StatefulRng(gather=True)"
             )
         saved = from_text(text)

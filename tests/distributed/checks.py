@@ -418,6 +418,20 @@ def states_of_all_ranks_go_into_one_dict(folder: Path) -> None:
 
 
 @check()
+def states_of_two_groups_go_into_one_checkpoint(folder: Path) -> None:
+    half = size() // 2
+    groups = [dist.new_group(list(range(half))), dist.new_group(list(range(half, size())))]
+    rng = StatefulRng(group=groups[rank() >= half])
+    with isolated(40 + rank()):
+        saved, expected = rng.state_dict(), kit.continuation()
+        of_all: list[Any] = [None] * size()
+        dist.all_gather_object(of_all, saved)
+        kit.draws()
+        rng.load_state_dict({key: value for each in of_all for key, value in each.items()})
+        assert kit.continuation() == expected
+
+
+@check()
 def the_state_of_another_rank_is_refused(folder: Path) -> None:
     rng, saved = StatefulRng(), [StatefulRng().state_dict()]
     assert list(saved[0]) == ["format", "version", "world_size", "seed", "derived", f"rank{rank()}"]
