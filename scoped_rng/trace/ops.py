@@ -27,11 +27,19 @@ class Op(NamedTuple):
     makes_data: bool = True  # False: what it gives is another view of its input, or unwritten
     makes_memory: bool = False  # and leaves it as it was
     overwrites: frozenset[int | str] = frozenset()  # arguments that are written and not read
+    is_partial: bool = False  # writes a part of its first argument
+    scratch: int | None = None  # the output that only its own backward reads, and that it does not write whole
     writes: tuple[tuple[int, str], ...] = ()  # all arguments that are written
 
 
 # What these do is in their names alone: the schema says of all that they write their first argument.
 _UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_"}
+_UNWRITTEN |= {"_empty_affine_quantized", "_empty_per_channel_affine_quantized"}
+# These write a part of their first argument, and read none of it.
+_PARTLY = {"aten::index_put_", "aten::index_copy_", "aten::index_fill_.int_Scalar", "aten::scatter_.src"}
+_PARTLY |= {"aten::scatter_.value", "aten::masked_fill_.Scalar", "aten::masked_fill_.Tensor", "aten::masked_scatter_"}
+# And these leave unwritten what they hand to their own backward alone: which output.
+_SCRATCH = {"mkldnn_rnn_layer": 3, "_ctc_loss": 1}
 _RESHAPE = {"as_strided_", "resize_", "set_", "squeeze_", "swapaxes_", "swapdims_", "t_", "transpose_", "unsqueeze_"}
 _FILL = {"bernoulli_", "cauchy_", "copy_", "exponential_", "fill_", "geometric_", "log_normal_", "normal_", "random_"}
 _FILL |= {"uniform_", "zero_", "_foreach_copy_", "_foreach_zero_"}
@@ -65,6 +73,8 @@ def describe(func: Any) -> Op:
         not (is_view or makes_memory),
         makes_memory,
         frozenset(overwrites),
+        name in _PARTLY,
+        _SCRATCH.get(base),
         tuple(writes),
     )
     return _remember(func, op)
@@ -118,10 +128,10 @@ def storage_of(tensor: Any) -> Any:
 class Read:
     """What an op reads: fingerprints of tensors, and the rest written out."""
 
-    __slots__ = ("_memory", "inputs", "scalars", "unwritten")
+    __slots__ = ("_memory", "_scratch", "inputs", "scalars", "unwritten")
 
-    def __init__(self, memory: Unwritten) -> None:
-        self._memory = memory
+    def __init__(self, memory: Unwritten, scratch: Unwritten) -> None:
+        self._memory, self._scratch = memory, scratch
         self.inputs: list[int] = []
         self.scalars: list[str] = []
         self.unwritten: Mapping[int, int] = _NONE
@@ -130,6 +140,8 @@ class Read:
         """Add an argument; ``reads`` is false where only the shape of a tensor matters."""
         kind = type(value)
         if kind is Tensor or isinstance(value, Tensor):
+            if reads and self._scratch and self._scratch.made(value) is not None:
+                reads = False
             if reads and self._memory and (made := self._memory.made(value)) is not None:
                 self.unwritten = {**self.unwritten, len(self.inputs): made}
             self.inputs.append(fingerprint(value) if reads else shape_fingerprint(value))

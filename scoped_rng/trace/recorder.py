@@ -79,7 +79,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         super().__init__()  # type: ignore[no-untyped-call]
         self._writer = writer
         self._places = Places()
-        self._unwritten = Unwritten()
+        self._unwritten, self._scratch = Unwritten(), Unwritten()
         self._given: dict[int, None] = {}
         self._streams: tuple[int | None, ...] = (None, None, None)
         self._entropy = WatchedEntropy()
@@ -120,7 +120,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         op = describe(func) if known is None else known[0]
         if self.muted or op.is_silent:
             return func(*args, **kwargs)
-        read, overwrites, reads = Read(self._unwritten), op.overwrites, op.reads
+        read, overwrites, reads = Read(self._unwritten, self._scratch), op.overwrites, op.reads
+        accumulates = len(args) > 3 and args[3] is True  # the last argument of index_put_
+        if op.is_partial and self._unwritten and not accumulates and self._unwritten.made(args[0]) is not None:
+            overwrites = overwrites | {0}
         for value in args if not overwrites else [args[i] for i in range(len(args)) if i not in overwrites]:
             read.value(value, reads)
         for name, value in kwargs.items():
@@ -151,7 +154,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             tensors = _tensors(op, given, outputs)
         unwritten = self._unwritten
         for tensor in tensors:
-            if not op.makes_data:
+            if op.scratch is not None and tensor is given[0][op.scratch]:
+                outputs.append(shape_fingerprint(tensor))
+                self._scratch.add(tensor, -1)
+            elif not op.makes_data or (op.is_partial and unwritten and unwritten.made(tensor) is not None):
                 outputs.append(shape_fingerprint(tensor))
             else:
                 outputs.append(fingerprint(tensor))
@@ -246,7 +252,7 @@ def _record_region(recorders: list[_Recorder], graph: Any, plain: Any, inputs: A
     op, reads = Op("torch.compile"), []
     alive = [weakref.ref(value) for value in flat(inputs) if isinstance(value, Tensor)]
     for recorder in recorders:
-        read = Read(recorder._unwritten)
+        read = Read(recorder._unwritten, recorder._scratch)
         read.value(list(inputs), True)  # which the region empties
         reads.append((recorder, read, {**recorder._moved(read.inputs), **torch_state(None, None)}))
         recorder.muted += 1
