@@ -202,27 +202,20 @@ class EntropySource:
 
     def __init__(self, seed: int) -> None:
         self.state = (seed, 0)
-        self._made_in = _worker()
+        self._process = os.getpid()
 
     def __call__(self, bits: int) -> int:
         with _entropy_lock:
             seed, drawn = self.state
             self.state = (seed, drawn + 1)
+        path: tuple[str | int, ...] = ("numpy.entropy", drawn)
         # Loader workers that are forked inside a scope start from the same state; their loader has given each a seed.
-        worker = _worker()
-        path = (
-            ("numpy.entropy", drawn)
-            if worker is None or worker is self._made_in
-            else ("numpy.entropy", drawn, "worker", worker.seed)
-        )
+        torch = None if os.getpid() == self._process else imported("torch")
+        worker = None if torch is None else torch.utils.data.get_worker_info()
+        if worker is not None:
+            path += ("worker", worker.seed)
         words = (fold_in(seed, *path, word) for word in range((bits + 63) // 64))
         return sum(word << 64 * place for place, word in enumerate(words)) & ((1 << bits) - 1)
-
-
-def _worker() -> Any:
-    """Return what torch tells of the loader worker that this process is, or None."""
-    torch = imported("torch")
-    return None if torch is None else torch.utils.data.get_worker_info()
 
 
 _entropy_lock = threading.RLock()  # reentrant, for signal handlers
