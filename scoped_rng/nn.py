@@ -1,4 +1,4 @@
-"""Initialisation of a model's modules, each keyed by its name; what a scope holds of a module is in `buffers`."""
+"""Initialise the modules of a model, each from a seed of its own name."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from .dynamo import never_compile
 from .errors import DeterminismWarning, warn
 from .seeds import check_seed, fold_in
-from .streams.buffers import BuffersValue, ModuleBuffers, ModuleTable, copies_of, put_copies, without_modes
+from .streams.buffers import copies_of, put_copies
 
-__all__ = ["BuffersValue", "Initialized", "ModuleBuffers", "ModuleTable", "initialize", "without_modes"]
+__all__ = ["Initialized", "initialize"]
 
 
 class Initialized(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from ..nn import without_modes
+from ..streams.buffers import without_modes
 from .parts import PLAIN, Label, NoBits, Parts, Path, are_mocks, has_bits, has_identity, parts, path_text, state_parts
 
 __all__ = ["Difference", "first_difference"]
@@ -312,6 +312,7 @@ def _compare_arrays(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> Differe
 
 
 def array_bits(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return the bits of an array as unsigned integers, without any padding."""
     size = array.dtype.itemsize
     if size in _INTEGERS:
         return array.view(f"u{size}")

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch.nn.parameter import is_lazy
 
-from ..compare import array_bits as array_bits
-from ..compare.parts import NoBits, Parts, has_bits, has_identity, parts, state_parts
-from ..nn import without_modes
+from ..compare import array_bits
+from ..compare.parts import NoBits, Parts, Path, has_bits, has_identity, parts, path_text, state_parts
+from ..streams.buffers import without_modes
 
 __all__ = ["Digests", "Row", "digest"]
 
@@ -68,7 +68,7 @@ class Digests:
 
     def rows(self) -> list[Row]:
         """Return a row for each value inside, the parts of a container before it."""
-        return [Row(_text(path), known.hex(), _shown(value)) for path, known, value in self._rows]
+        return [Row(path_text(path), known.hex(), _shown(value)) for path, known, value in self._rows]
 
     def _walk(self, path: Path, value: Any, in_module: bool) -> Walk:
         """Yield the parts of ``value`` to be sent their digests, and return its own."""
@@ -94,16 +94,7 @@ class Digests:
         return found[1]
 
 
-Path = Any  # None, or a pair of a Path and a label: linked, so that a step costs the same at any depth
 Walk = Generator[tuple[Path, Any, bool], bytes, bytes]
-
-
-def _text(path: Path) -> str:
-    labels = []
-    while path is not None:
-        path, label = path
-        labels.append(str(label))
-    return "".join(reversed(labels))
 
 
 def _shown(value: Any) -> str:
@@ -136,14 +127,14 @@ def _read(path: Path, value: Any, in_module: bool) -> tuple[bytes, Parts | None]
             return name + digest(_bits(value)), None
         inside = _parts(value)
     except (NoBits, RuntimeError) as error:
-        raise TypeError(f"{_text(path)} cannot be read: {error}") from error
+        raise TypeError(f"{path_text(path)} cannot be read: {error}") from error
     if inside is None and in_module:
         return name, None  # a lock, say, which `first_difference` passes over there too
     if inside is None or (
         isinstance(value, (set, frozenset)) and any(has_identity(item) for _, item in inside.values())
     ):
         raise TypeError(
-            f"{_text(path)} cannot be read: {kind.__qualname__} objects have no state that is the same in every "
+            f"{path_text(path)} cannot be read: {kind.__qualname__} objects have no state that is the same in every "
             "process; leave it out"
         )
     return name, inside

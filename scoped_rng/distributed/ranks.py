@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from ..errors import DesyncError
-from ..nn import without_modes
+from ..streams.buffers import without_modes
 
 __all__ = ["Ranks", "listed"]
 

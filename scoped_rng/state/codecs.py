@@ -18,7 +18,7 @@ import torch
 
 from ..dynamo import skipped
 from ..errors import StateFormatError, StateMismatchError
-from ..nn import BuffersValue, ModuleTable, without_modes
+from ..streams.buffers import BuffersValue, ModuleTable, without_modes
 from ..streams.numpy import EntropySource, NumPyStream
 from ..streams.python import PythonStream
 from ..streams.registry import Held, Keyed

@@ -220,6 +220,7 @@ class EntropySource:
 
 _entropy_lock = threading.RLock()  # reentrant, for signal handlers
 _bit_generator: Any = bit_generator
+_FRESH: Any = getattr(bit_generator, "randbits", None)
 
 
 class EntropyStream:
@@ -242,8 +243,10 @@ class EntropyStream:
         source, state = value
         if state is not None:
             source.state = state
-        # A trace watches what is not seeded, and may have ended before the scope that was entered inside it.
-        _bit_generator.randbits = getattr(source, "ended_with", None) or source
+        if source is not _FRESH:
+            # A trace watches what is not seeded, and may have ended before the scope that was entered inside it.
+            source = getattr(source, "ended_with", None) or source
+        _bit_generator.randbits = source
 
     def seed(self, seed: int) -> None:
         _bit_generator.randbits = EntropySource(seed)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from .. import nn
 from ..dynamo import skipped
+from .buffers import ModuleBuffers
 from .devices import default_generators
 from .registry import Direct, Held, Keyed, is_global, is_stream
 
@@ -111,7 +111,7 @@ def adapt(subject: Any, position: int) -> Held:
         raise ValueError(f"{name} is {subject!r}, a global stream, which every scope covers; leave it out of also=")
     held: Held
     if isinstance(subject, torch.nn.Module):
-        return nn.ModuleBuffers(name, subject)
+        return ModuleBuffers(name, subject)
     if isinstance(subject, torch.Generator):
         held = TorchGeneratorStream(name, subject)
     elif isinstance(subject, np.random.Generator):
