@@ -15,7 +15,8 @@ import torch
 
 from scoped_rng.compare import first_difference
 
-from .timing import Batch, interleave, machine, ratio, versions
+from .table import Row, Section, add_rounds, report
+from .timing import Batch, interleave, ratio
 
 __all__ = ["add_arguments", "run"]
 
@@ -26,14 +27,8 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.bool, torch.comple
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark to its command."""
-    parser.add_argument("--rounds", type=_positive, default=20, metavar="N", help="rounds (default: %(default)s)")
+    add_rounds(parser, 20)
     parser.add_argument("--device", default="cpu", help="where the tensors are (default: %(default)s)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return int(text)
 
 
 def pair(dtype: torch.dtype, contiguous: bool, device: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -85,28 +80,23 @@ def array_batches(array: np.ndarray[Any, Any]) -> dict[str, Batch]:
 
 def run(options: argparse.Namespace) -> None:
     """Measure, and print the table."""
-    print(", ".join(f"{name} {version}" for name, version in versions(("scoped-rng", "torch", "numpy")).items()))
-    print(machine())
-    print(f"Medians of {options.rounds} rounds, garbage collector off; {torch.get_num_threads()} threads")
-    print("\nTwo equal ones of 100 MB; ratio: first_difference / torch.equal, or np.array_equal")
-    print(f"{'':40}{'ms':>8}{'ratio':>8}{'goal':>8}")
-    measured = []
+    rows = []
     for dtype in DTYPES:
         for contiguous in (True, False):
             tensors = pair(dtype, contiguous, options.device)
             timings = interleave({"theirs": equal(*tensors), "ours": bitwise(*tensors)}, rounds=options.rounds)
             name = f"{str(dtype).removeprefix('torch.')}, {'contiguous' if contiguous else 'transposed'}"
-            measured.append(show(name, timings, GOAL))
+            rows.append(row(name, timings, GOAL))
     for kind in ("float32", "complex128"):
-        show(
-            f"NumPy {kind}",
-            interleave(array_batches(np.ones(BYTES // np.dtype(kind).itemsize, kind)), rounds=options.rounds),
-        )
-    print(f"\n{sum(it <= GOAL for it in measured)} of {len(measured)} goals met")
+        batches = array_batches(np.ones(BYTES // np.dtype(kind).itemsize, kind))
+        rows.append(row(f"NumPy {kind}", interleave(batches, rounds=options.rounds), None))
+    report(
+        [Section("Two equal ones of 100 MB; ratio: first_difference / torch.equal, or np.array_equal", "ms", rows)],
+        ("scoped-rng", "torch", "numpy"),
+        f"Medians of {options.rounds} rounds, garbage collector off; {torch.get_num_threads()} threads",
+        options.json,
+    )
 
 
-def show(name: str, timings: dict[str, list[float]], goal: float | None = None) -> float:
-    quotient = ratio(timings["ours"], timings["theirs"])
-    tail = "" if goal is None else f"{goal:8.2f}  {'met' if quotient <= goal else 'MISSED'}"
-    print(f"{name:40}{median(timings['ours']) / 1000:8.2f}{quotient:8.3f}{tail}")
-    return quotient
+def row(name: str, timings: dict[str, list[float]], goal: float | None) -> Row:
+    return Row(name, median(timings["ours"]) / 1000, ratio(timings["ours"], timings["theirs"]), goal)

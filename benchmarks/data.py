@@ -14,7 +14,6 @@ import argparse
 import random
 import time
 import warnings
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -24,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler, get_worker_info
 
 from scoped_rng.data import seeded_loader
 
-from .table import Row, Section, report
+from .table import Row, Section, add_rounds, report
 
 __all__ = ["add_arguments", "run"]
 
@@ -122,9 +121,8 @@ def _batch_size(text: str) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark to its command."""
-    parser.add_argument("--rounds", type=int, default=20, metavar="N", help="epochs of each (default: %(default)s)")
+    add_rounds(parser, 20)
     parser.add_argument("--batch-size", type=_batch_size, default=16, metavar="N", help="(default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
 
 
 def run(options: argparse.Namespace) -> None:

@@ -24,7 +24,7 @@ from scoped_rng import capture, deterministic
 from scoped_rng.checkpoint import StatefulRng, save_state
 from scoped_rng.distributed import assert_distinct, assert_in_sync, sync_state, synced
 
-from .table import Row, Section, report
+from .table import Row, Section, add_rounds, report
 
 __all__ = ["add_arguments", "run"]
 
@@ -103,9 +103,8 @@ def sizes() -> list[Row]:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark to its command."""
-    parser.add_argument("--rounds", type=int, default=200, metavar="N", help="rounds of each (default: %(default)s)")
+    add_rounds(parser, 200)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 4, 8], help="(default: 2 4 8)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
 
 
 def run(options: argparse.Namespace) -> None:

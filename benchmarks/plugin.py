@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from statistics import median
 
-from .table import Row, Section, report
+from .table import Row, Section, add_rounds, report
 from .timing import ratio
 
 __all__ = ["add_arguments", "run"]
@@ -73,8 +73,7 @@ def measure(title: str, source: str, names: list[str], rounds: int) -> Section:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--rounds", type=int, default=15, help="how often each suite is run (15)")
-    parser.add_argument("--json", type=Path, help="write the numbers to this file as well")
+    add_rounds(parser, 15)
 
 
 def run(options: argparse.Namespace) -> None:

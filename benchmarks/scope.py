@@ -19,7 +19,6 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -28,7 +27,7 @@ import torch
 
 from scoped_rng import deterministic, fixed_seed, isolated
 
-from .table import Row, Section, report
+from .table import Row, Section, add_rounds, report
 from .timing import SLICE, Batch, deeper, interleave, ratio
 
 __all__ = ["add_arguments", "run"]
@@ -344,16 +343,7 @@ def first_scope() -> Section:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of this benchmark to its command."""
-    parser.add_argument(
-        "--rounds", type=_positive, default=200, metavar="N", help="how often each is timed (default: %(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
-    return int(text)
+    add_rounds(parser, 200)
 
 
 def run(options: argparse.Namespace) -> None:

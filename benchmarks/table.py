@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from .timing import machine, versions
 
-__all__ = ["Row", "Section", "print_section", "report"]
+__all__ = ["Row", "Section", "add_rounds", "print_section", "report"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,20 @@ class Section:
     title: str
     unit: str
     rows: list[Row]
+
+
+def add_rounds(parser: argparse.ArgumentParser, rounds: int) -> None:
+    """Add the options that benchmarks share: how often, and where to write the numbers."""
+    parser.add_argument(
+        "--rounds", type=_positive, default=rounds, metavar="N", help="how often each is timed (default: %(default)s)"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE as well")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be 1 or more, got {text}")
+    return int(text)
 
 
 def report(sections: list[Section], distributions: Iterable[str], method: str, file: Path | None) -> None:
