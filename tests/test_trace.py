@@ -568,12 +568,40 @@ def test_a_scope_that_is_left_inside_stays_left() -> None:
 
 def test_a_scope_that_is_entered_inside_and_left_behind_it() -> None:
     scope = deterministic(0)
-    before = kit.everything()[0]
+    before, entropy = kit.everything()[0], bit_generator.randbits
     with record():
         scope.__enter__()
     scope.__exit__(None, None, None)
     assert kit.everything()[0] == before
-    np.random.default_rng()
+    assert bit_generator.randbits is entropy
+
+
+class Counting(TorchDispatchMode):
+    """Count the ops that come through."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.ops += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_modes_that_are_entered_inside_and_not_left_stay_in_force_behind_it() -> None:
+    outer, inner = Counting(), Counting()
+    with record() as trace:
+        outer.__enter__()
+        inner.__enter__()
+        torch.ones(1)
+    try:
+        assert _get_current_dispatch_mode_stack() == [outer, inner]
+        torch.ones(1)
+    finally:
+        inner.__exit__(None, None, None)
+        outer.__exit__(None, None, None)
+    assert [op.op for op in trace] == ["aten::ones"]
+    assert (outer.ops, inner.ops) == (2, 2)
 
 
 def test_a_numpy_without_its_one_place_for_entropy_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

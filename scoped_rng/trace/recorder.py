@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
 from ..dynamo import skipped
 from .divergence import Divergence, first_divergence
@@ -68,8 +68,10 @@ def record(path: str | os.PathLike[str] | None = None) -> Iterator[Trace]:
         finally:
             recorder.stop()
     finally:
-        recorder.stop()
-        trace.end()
+        try:
+            recorder.stop()
+        finally:
+            trace.end()
 
 
 class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
@@ -96,8 +98,16 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         """Record no more; twice is as good as once."""
         _recorders.discard(self)
         self._entropy.stop()
-        if self in _get_current_dispatch_mode_stack():
+        stack = _get_current_dispatch_mode_stack()
+        if self in stack:
+            # Leaving a mode pops the uppermost one, whichever that is: those that the block has entered and not left
+            # are taken off, and stay in force without this one.
+            above = stack[stack.index(self) + 1 :]
+            for _ in above:
+                _pop_mode()
             self.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            for mode in above:
+                _push_mode(mode)
 
     # torch keeps dynamo out of a mode by a wrapper that imports it on the first op: 0.8 s. Skipped frames do as well.
     @classmethod
