@@ -23,38 +23,9 @@ if TYPE_CHECKING:
     from .state import RngState, capture
     from .streams.registry import register_stream, unregister_stream
 
-# Where each name is. They are imported when they are first asked for: every pytest and every Hypothesis in the
+# Where the names are. They are imported when one is first asked for: every pytest and every Hypothesis in the
 # environment imports this package for its plugin, most often to find that nothing is asked of it.
-_HOMES = {
-    "decorators": ("fixed_seed",),
-    "errors": (
-        "ConcurrentScopeError",
-        "DesyncError",
-        "DeterminismWarning",
-        "LeakWarning",
-        "RestoreError",
-        "RestoreWarning",
-        "ScopedRngError",
-        "ScopeOrderWarning",
-        "StateFormatError",
-        "StateMismatchError",
-        "TraceFormatError",
-    ),
-    "streams.registry": (
-        "register_stream",
-        "unregister_stream",
-    ),
-    "scope": (
-        "deterministic",
-        "isolated",
-        "replay",
-    ),
-    "seeds": ("fold_in",),
-    "state": (
-        "RngState",
-        "capture",
-    ),
-}
+_HOMES = ("errors", "seeds", "streams.registry", "state", "scope", "decorators")
 _MODULES = ("checkpoint", "compare", "data", "distributed", "nn", "testing", "trace")
 
 __all__ = [
@@ -84,10 +55,11 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return import_module(f".{name}", __name__)
-    for home, names in _HOMES.items():
-        if name in names:
-            value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
-            return value
+    for home in _HOMES if name in __all__ else ():
+        module = import_module(f".{home}", __name__)
+        if name in module.__all__:
+            globals()[name] = getattr(module, name)
+            return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
