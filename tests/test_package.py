@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import subprocess
@@ -53,6 +54,29 @@ def python(code: str, *path: Path, cwd: Path) -> str:
 def test_the_public_names_are_these() -> None:
     assert sorted(scoped_rng.__all__) == sorted(PUBLIC)
     assert all(hasattr(scoped_rng, name) for name in PUBLIC)
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "compare", "data", "distributed", "nn", "testing", "trace"])
+def test_a_module_is_an_attribute_before_it_is_imported(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = importlib.import_module(f"scoped_rng.{name}")
+    monkeypatch.delattr(scoped_rng, name)
+    assert getattr(scoped_rng, name) is module
+
+
+def test_a_public_name_is_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    capture = scoped_rng.capture
+    monkeypatch.delattr(scoped_rng, "capture")
+    assert scoped_rng.capture is capture
+    assert vars(scoped_rng)["capture"] is capture
+
+
+def test_dir_has_the_public_names() -> None:
+    assert {*PUBLIC} <= {*dir(scoped_rng)}
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'scoped_rng' has no attribute 'nothing'$"):
+        scoped_rng.nothing  # noqa: B018
 
 
 def test_importing_the_package_imports_neither_numpy_nor_torch(tmp_path: Path) -> None:
