@@ -42,12 +42,19 @@ def on(kind: Any, op: str = "aten::add", script: str | None = None, *, source: A
     [
         ("aten::index_put_", "aten::index_put_ adds in the order in which threads get to it"),
         ("aten::_index_put_impl_", "aten::_index_put_impl_ adds in the order in which threads get to it"),
-        ("aten::scatter_add_", "use one thread, torch.set_num_threads(1)"),
-        ("aten::cudnn_convolution", "torch.backends.cudnn.benchmark = False"),
+        ("aten::scatter_add_", "or on one thread, torch.set_num_threads(1)"),
+        ("aten::index_add", "If they are on, torch has none for this device (it warns, --strict raises)"),
+        ("aten::cudnn_convolution", "leave torch.backends.cudnn.benchmark off"),
+        ("aten::convolution_backward", "depends on the number of threads on a CPU"),
+        ("aten::_slow_conv2d_forward", "On a GPU leave torch.backends.cudnn.benchmark off"),
+        ("aten::mkldnn_convolution", "is oneDNN's, whose sums depend on the number of threads"),
+        ("aten::mkldnn_rnn_layer", "leave torch.backends.mkldnn.deterministic on"),
         ("aten::mm", "aten::mm adds floats in an order that depends on the number of threads"),
+        ("aten::native_layer_norm", "adds floats in an order that depends on the number of threads"),
         ("aten::sum.dim_IntList", "OMP_NUM_THREADS or torch.set_num_threads"),
         ("aten::sort", "aten::sort gave something else for the same inputs"),
-        ("vision::nms", "vision::nms is no op of torch: ask who wrote it"),
+        ("aten::normal_", "aten::normal_ gave something else for the same inputs"),
+        ("vision::nms", "is none of torch's own kernels, which a check makes deterministic: ask who wrote it"),
     ],
 )
 def test_an_op_that_is_the_culprit_is_advised_on_by_its_name(op: str, told: str) -> None:
@@ -70,10 +77,10 @@ def test_unwritten_memory_is_advised_on_with_the_op_that_made_it() -> None:
     ("stream", "told"),
     [
         ("python", "look for random.seed() without a number"),
-        ("numpy", "look for np.random.seed() without a number"),
+        ("numpy", "look for a seed that is not the same in each run"),
         ("numpy.entropy", "what unseeded NumPy generators start from had parted"),
         ("torch", "look for torch.seed()"),
-        ("generator", "give it a seed with manual_seed"),
+        ("generator", "look for its seed() (manual_seed takes a number)"),
         ("cupy", "cupy had parted"),
     ],
 )
@@ -112,15 +119,27 @@ def test_where_no_stream_had_parted_it_is_something_else() -> None:
         ("datetime.datetime.now()", "datetime.datetime.now", "reads the clock"),
         ("os.listdir('.')", "os.listdir", "sort them"),
         ("Path('.').glob('*')", "Path('.').glob", "sort them"),
-        ("os.getpid()", "os.getpid", "differs from process to process"),
-        ("id(x)", "id", "differs from process to process"),
+        ("x = [sorted(os.urandom(3))]", "os.urandom", "draws from the operating system"),
+        ("torch.cuda.seed_all()", "torch.cuda.seed_all", "takes its seed from the operating system"),
+        ("generator.seed()", "generator.seed", "takes its seed from the operating system"),
+        ("x < time.time()", "time.time", "reads the clock"),
+        ("os.getpid()", "os.getpid", "gives something else in each process"),
+        ("tempfile.mkdtemp()", "tempfile.mkdtemp", "gives something else in each process"),
+        ("id(x)", "id", "gives something else in each process"),
         ("threading.Thread(target=f)", "threading.Thread", "runs at the same time"),
         ("DataLoader(x, num_workers=2)", "DataLoader", "seeded_loader"),
         ("torch.empty(3)", "torch.empty", "use zeros"),
         ("x.new_empty(3)", "x.new_empty", "use zeros"),
         ("torch.empty_like(x)", "torch.empty_like", "use zeros"),
-        ("torch.set_num_threads(3)", "torch.set_num_threads", "changes how torch computes"),
-        ("subprocess.run([])", "subprocess.run", "starts a process that no scope of this one covers"),
+        ("np.empty(3)", "np.empty", "returns memory as it was: use zeros"),
+        ("torch.set_num_threads(n)", "torch.set_num_threads", "give it the same number in each run"),
+        ("torch.use_deterministic_algorithms(x)", "torch.use_deterministic_algorithms", "leave it as a check has set"),
+        ("torch.set_deterministic_debug_mode(0)", "torch.set_deterministic_debug_mode", "lets torch use algorithms"),
+        ("cudnn.benchmark = True", "cudnn.benchmark", "lets torch use algorithms that add in any order"),
+        ("cudnn.deterministic = False", "cudnn.deterministic", "lets torch use algorithms that add in any order"),
+        ("with cudnn.flags(enabled=True): x", "cudnn.flags", "lets torch use algorithms that add in any order"),
+        ("a.fill_uninitialized_memory = x", "a.fill_uninitialized_memory", "under --strict as well: leave it on"),
+        ("subprocess.run([])", "subprocess.run", "starts a process that the seed of this one does not reach"),
         ("set(names)", "set", "has an order that PYTHONHASHSEED decides"),
         ("{'a', 'b'}", "{...}", "has an order that PYTHONHASHSEED decides"),
         ("{x for x in y}", "{...}", "has an order that PYTHONHASHSEED decides"),
@@ -148,6 +167,20 @@ def test_a_call_that_can_bring_a_difference_in_is_a_suspect(line: str, name: str
         "tensor.hash()",
         "queue.empty()",
         "model.reset(3)",
+        "torch.set_num_threads(1)",  # the cure
+        "torch.set_num_threads(4)",  # the same in each run
+        "torch.use_deterministic_algorithms(True)",
+        "torch.set_deterministic_debug_mode('error')",
+        "torch.backends.cudnn.deterministic = True",
+        "torch.backends.cudnn.benchmark = False",
+        "torch.utils.deterministic.fill_uninitialized_memory = True",
+        "numpy.random.seed()",
+        "seed()",
+        "DataLoader(x, num_workers=0)",
+        "sorted(os.listdir(path))",
+        "len(set(x))",
+        "x in {'a', 'b'}",
+        "socket.gethostname()",
         "{'a': 1}",
         "def (",
         "\0",
@@ -170,9 +203,21 @@ def test_what_changes_how_torch_computes_is_told_of_ops_alone(tmp_path: Path) ->
     script = tmp_path / "s.py"
     script.write_text("os.urandom(3)\ntorch.use_deterministic_algorithms(False)\n")
     _, told = on("op", script=str(script))
-    assert told.startswith("s.py:2: torch.use_deterministic_algorithms changes how torch computes")
+    assert told.startswith("s.py:2: torch.use_deterministic_algorithms lets torch use algorithms that add in any order")
     (told,) = on("input", script=str(script))
     assert told.startswith("s.py:1: os.urandom")
+
+
+def test_that_memory_is_not_filled_is_told_where_it_is_read_alone(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text(
+        "from torch.utils import deterministic\ndeterministic.fill_uninitialized_memory = False\nhash(3)\n"
+    )
+    _, told = on("uninitialised", script=str(script))
+    assert told == (
+        "s.py:2: deterministic.fill_uninitialized_memory keeps memory as it was, under --strict as well: leave it on"
+    )
+    assert len(on("op", script=str(script))) == 1
 
 
 def test_a_source_that_cannot_be_read_has_no_suspects(tmp_path: Path) -> None:
@@ -197,6 +242,13 @@ def test_no_more_is_told_than_can_be_read(tmp_path: Path) -> None:
 def test_lines_that_differ_are_advised_on(first: str, second: str, only_times: bool, told: str) -> None:
     (advice,) = advise_on_text(first, second, None, only_times)
     assert told in advice
+
+
+def test_where_nothing_in_the_script_is_a_usual_cause_it_is_said_so(tmp_path: Path) -> None:
+    script = tmp_path / "s.py"
+    script.write_text("import mine\nprint(mine.loss())\n")
+    told = ["nothing in s.py itself is a usual cause: look in what it imports"]
+    assert advise_on_text("loss 1", "loss 2", str(script), False) == told
 
 
 def test_lines_that_differ_by_their_numbers_are_not_advised_on() -> None:

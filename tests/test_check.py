@@ -181,6 +181,33 @@ def test_a_target_that_fails_shows_what_python_shows(tmp_path: Path) -> None:
     assert result.stdout.splitlines()[0] == told
 
 
+def test_ops_that_were_not_compared_are_no_ops_that_agree(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", "import os, torch\nprint(torch.rand(3), flush=True)\nos._exit(0)")
+    result = command("check", "script.py", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (2, "")
+    told = "! not compared under seed 0: no run left a whole trace of torch ops"
+    assert result.stdout.splitlines()[0] == told
+    assert "--no-trace compares all the rest" in plain(result.stdout)
+
+
+def test_a_script_without_torch_is_reproducible(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", "import random\nprint(random.random())")
+    result = command("check", "script.py", cwd=tmp_path)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "agree in stdout (19 bytes) and stderr (empty); no torch op ran run exit" in plain(result.stdout)
+
+
+def test_a_pipe_that_is_closed_changes_no_exit_code(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", "import os; print(os.getpid())")
+    arguments = [sys.executable, "-m", "scoped_rng", "check", "--no-trace", "--json", "found.json", "script.py"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    result = subprocess.run(arguments, cwd=tmp_path, env=environment(), stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert (result.returncode, result.stderr) == (1, b"")
+    assert json.loads((tmp_path / "found.json").read_text())["verdict"] == "not reproducible"
+
+
 def test_run_is_the_script_under_the_seed(tmp_path: Path) -> None:
     write(
         tmp_path / "script.py",

@@ -14,7 +14,7 @@ from scoped_rng.cli.checking import Report, check, strip
 from scoped_rng.cli.children import Ended, Plan, run
 from scoped_rng.cli.launch import Target
 from scoped_rng.cli.texts import byte_that_differs, cut, steady
-from scoped_rng.trace.file import Source
+from scoped_rng.trace.file import Source, Writer
 from tests.test_tracefile import draft, written
 
 SCRIPT, FUNCTION = Target("script", "train.py"), Target("function", "train:main")
@@ -39,8 +39,12 @@ class Runs:
             (folder / name).write_bytes(left[name])
         for name, content in left["outputs"].items():
             (folder / name).write_bytes(content)
-        if "trace" in left:
+        if isinstance(left.get("trace"), bytes):
+            (folder / "trace").write_bytes(left["trace"])
+        elif left.get("trace"):
             written(folder / "trace", *left["trace"])
+        elif "trace" in left:
+            Writer(folder / "trace").close()
         if "result" in left:
             torch.save(left["result"], folder / "result")
         if "refused" in left:
@@ -78,14 +82,76 @@ def test_traces_that_differ_in_what_does_not_count_agree(runs: Runs) -> None:
     assert (report.exit_code, report.runs[1].found["torch ops"]) == (0, "same")
 
 
-def test_a_trace_that_was_cut_off_is_told_and_not_compared(runs: Runs) -> None:
-    told = "the trace of run 2 was cut off, as by os._exit(): its ops are not compared"
-    for left in ({"trace": [draft()]}, {}), ({}, {"trace": [draft()]}), ({}, {}):
-        report = runs(*left, trace=True)
-        assert report.exit_code == 0
-        assert report.runs[1].found["torch ops"] == "cut off"
-        assert told in report.notes
-    assert report.told == "reproducible under seed 7: both runs agree in stdout (empty) and stderr (empty)"
+@pytest.mark.parametrize("broken", [None, b"", b"not a trace", "cut", "flipped"])
+@pytest.mark.parametrize(
+    ("whole", "told"),
+    [
+        ([True, False], "run 2 left no whole trace of torch ops"),
+        ([False, True], "run 1 left no whole trace of torch ops"),
+        ([True, False, False], "runs 2 and 3 left no whole trace of torch ops"),
+        ([False, False], "no run left a whole trace of torch ops"),
+    ],
+)
+def test_ops_whose_trace_is_not_whole_are_never_said_to_agree(
+    runs: Runs, whole: list[bool], told: str, broken: Any, tmp_path: Path
+) -> None:
+    if isinstance(broken, str):
+        content = written(tmp_path / "made", *[draft()] * 3).path.read_bytes()
+        broken = content[:-9] if broken == "cut" else content[:60] + bytes([content[60] ^ 1]) + content[61:]
+    left: dict[str, Any] = {} if broken is None else {"trace": broken}
+    report = runs(*({"trace": [draft()] * 3} if is_whole else left for is_whole in whole), trace=True)
+    assert (report.verdict, report.exit_code) == ("failed", 2)
+    assert report.told == f"not compared under seed 7: {told}"
+    assert [run.ops for run in report.runs] == [3 if is_whole else None for is_whole in whole]
+    assert report.runs[1].found["torch ops"] == "not compared"
+    (note,) = report.notes
+    assert "--no-trace compares all the rest" in note
+
+
+def test_what_differs_is_told_before_what_is_not_compared(runs: Runs) -> None:
+    report = runs({"stdout": b"1"}, {"stdout": b"2"}, trace=True)
+    assert report.told == "not reproducible under seed 7: stdout differs"
+    assert report.notes[0] == "not compared: no run left a whole trace of torch ops"
+    report = runs({"status": -9}, {"status": -9}, trace=True)
+    assert (report.told[-33:], report.notes) == ("it was killed by SIGKILL in both runs"[-33:], ())
+
+
+def test_runs_without_any_op_say_so(runs: Runs) -> None:
+    report = runs({"trace": [], "stdout": b"1\n"}, {"trace": [], "stdout": b"1\n"}, trace=True)
+    assert (report.exit_code, report.notes) == (0, ())
+    told = "both runs agree in stdout (2 bytes) and stderr (empty); no torch op ran"
+    assert report.told == f"reproducible under seed 7: {told}"
+
+
+@pytest.mark.parametrize("trace", [True, False])
+def test_runs_that_leave_nothing_to_compare_are_told_what_to_do(runs: Runs, trace: bool) -> None:
+    (note,) = runs({"trace": []}, {"trace": []}, trace=trace).notes
+    assert note.startswith("that is next to nothing: print what is to be compared, or name the files")
+    left = {"trace": [], "outputs": {"a.pt": b"1"}}
+    assert runs(left, left, trace=trace, outputs=("a.pt",)).notes == ()
+
+
+def test_without_a_trace_it_is_told_what_one_would_show(runs: Runs) -> None:
+    report = runs({"stdout": b"1"}, {"stdout": b"2"})
+    assert report.notes == ("without --no-trace the first torch op that differs is shown, if one does",)
+
+
+@pytest.mark.parametrize(
+    ("target", "file"),
+    [
+        (Target("module", "a.b"), "a/b.py"),
+        (Target("module", "a.b"), "a/b/__main__.py"),
+        (Target("function", "a.b:f"), "a/b.py"),
+        (Target("function", "a.b:f"), "a/b/__init__.py"),
+    ],
+)
+def test_the_source_of_a_module_is_looked_at_as_well(runs: Runs, target: Target, file: str) -> None:
+    Path(file).parent.mkdir(parents=True)
+    Path(file).write_text("import os\nos.urandom(3)\n")
+    (found,) = runs({"stdout": b"1"}, {"stdout": b"2"}, target=target).differences
+    assert "py:2: os.urandom draws from the operating system" in found.advice[0]
+    (found,) = runs({"stdout": b"1"}, {"stdout": b"2"}, target=Target("module", "c")).differences
+    assert found.advice == ()
 
 
 @pytest.mark.parametrize(
@@ -230,6 +296,7 @@ def test_what_torch_has_warned_of_is_told_once(runs: Runs) -> None:
     line = b"s.py:1: UserWarning: put_ does not have a deterministic implementation, but you set ...\n"
     report = runs(*[{"stderr": 2 * line}] * 2)
     assert report.notes == ("torch warned: put_ does not have a deterministic implementation; --strict raises there",)
+    assert runs(*[{"stderr": 2 * line}] * 2, strict=True).notes == ()  # it has raised, and is shown
 
 
 def part(one: Any, other: Any, runs: Runs) -> checking.Parting:

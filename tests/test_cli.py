@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from scoped_rng import __main__, cli
 from scoped_rng.cli import checking, children, doctor, show
@@ -279,6 +278,11 @@ def test_a_place_without_module_or_source_is_shown_without(call: Call, planned: 
     assert "train.py" not in out
 
 
+def test_a_source_that_is_gone_is_told_to_be(call: Call, planned: list[Any]) -> None:
+    planned[0] = report(**PARTED, parting=parting(source={}))
+    assert "\ntrain.py:7 in step, whose source cannot be read\n" in call("check", "train.py")[1]
+
+
 @pytest.mark.parametrize("other_drive", [False, True])
 def test_a_file_elsewhere_is_shown_with_its_whole_path(
     call: Call, planned: list[Any], monkeypatch: pytest.MonkeyPatch, other_drive: bool
@@ -375,15 +379,76 @@ def test_an_interrupt_has_an_exit_code_of_its_own(call: Call, monkeypatch: pytes
     assert call("check", "train.py") == (130, "", "interrupted; no run is left behind\n")
 
 
-def test_progress_is_shown_on_a_terminal_alone() -> None:
+class _Page(io.StringIO):
+    """A page that says whether it is a terminal."""
+
+    def __init__(self, terminal: bool) -> None:
+        super().__init__()
+        self.isatty = lambda: terminal  # type: ignore[method-assign]
+
+
+def test_progress_is_shown_on_a_terminal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as it is set in CI, where the page is a log
     for terminal in (False, True):
-        page = io.StringIO()
-        with show.progress(Console(file=page, force_terminal=terminal, width=80), 2) as started:
+        monkeypatch.setattr(sys, "stderr", page := _Page(terminal))
+        with show.progress(2) as started:
             started(2)
             started(0)
         assert (
             bool(page.getvalue()) == ("run 2 of 2" in page.getvalue()) == ("comparing" in page.getvalue()) == terminal
         )
+
+
+@pytest.mark.parametrize("verdict", [{}, PARTED])
+@pytest.mark.parametrize("stream", ["stdout", "stderr"])
+def test_a_page_that_nobody_reads_changes_no_exit_code(
+    call: Call,
+    planned: list[Any],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    verdict: dict[str, str],
+    stream: str,
+) -> None:
+    planned[0] = report(failure="why\n" * 10_000, **verdict)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", encoding="utf-8") as page:
+        monkeypatch.setattr(sys, stream, page)
+        code, out, err = call("check", "train.py", "--json", "found.json", "--svg", "found.svg")
+        monkeypatch.undo()
+    assert code == planned[0].exit_code
+    assert (bool(out), bool(err)) == (stream == "stderr", stream == "stdout")
+    assert json.loads((tmp_path / "found.json").read_text())["exit_code"] == code
+    assert (tmp_path / "found.svg").exists()
+
+
+def test_without_any_page_there_is_the_exit_code(
+    call: Call, planned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned[0] = report(**PARTED, failure="why")
+    for stream in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, stream, None)
+    assert call("check", "train.py") == (1, "", "")
+
+
+def test_what_cannot_be_written_is_told_and_is_no_verdict(
+    call: Call, planned: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(show, "save_svg", lambda *_: Path("nowhere/found.svg").write_text(""))
+    code, out, err = call("check", "train.py", "--svg", "found.svg")
+    assert (code, plain(planned[0].told) in plain(out)) == (2, True)
+    assert err.startswith("what was found could not be written: [Errno 2] ")
+
+
+def test_runs_that_cannot_be_made_are_told_and_are_no_verdict(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check(plan: Plan, started: Any) -> Any:
+        raise PermissionError(13, "Permission denied", "model.pt")
+
+    monkeypatch.setattr(checking, "check", check)
+    code, out, err = call("check", "train.py")
+    assert (code, out) == (2, "")
+    assert err == "the runs could not be made or compared: [Errno 13] Permission denied: 'model.pt'\n"
 
 
 def test_run_takes_its_options_before_the_target(call: Call, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -512,6 +577,17 @@ def test_an_interrupt_ends_a_child_and_all_that_it_has_started(
     while is_alive(child) or is_alive(inner):
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize("error", [ProcessLookupError, PermissionError])
+def test_what_has_ended_by_itself_needs_no_end(monkeypatch: pytest.MonkeyPatch, error: type[OSError]) -> None:
+    def killpg(group: int, number: int) -> None:
+        raise error
+
+    monkeypatch.setattr(os, "killpg", killpg)
+    with subprocess.Popen([sys.executable, "-S", "-c", ""]) as process:
+        children._end(process, signal.SIGINT)
+    assert process.returncode == 0
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])

@@ -22,7 +22,7 @@ import json, sys, os
 main = sys.modules["__main__"]
 names = ("__file__", "__name__", "__package__", "__cached__", "__doc__")
 told = [sys.argv, sys.path[0], type(__loader__).__name__, __spec__ and __spec__.name, vars(main) is globals()]
-print(json.dumps([*told, *(globals()[name] for name in names), __builtins__.__name__]))
+print(json.dumps([*told, *(globals()[name] for name in names), __builtins__.__name__, sorted(vars(main))]))
 """
 # Without the scope, for which a child would have to import torch.
 BARE = """
@@ -45,8 +45,10 @@ def python(*args: str | Path, cwd: Path, **env: str) -> subprocess.CompletedProc
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, encoding="utf-8")
 
 
-def launched(kind: str, name: str, *args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    options: dict[str, Any] = {"seed": 0, "result": "result"}
+def launched(
+    kind: str, name: str, *args: str, cwd: Path, result: str | None = "result", **env: str
+) -> subprocess.CompletedProcess[str]:
+    options: dict[str, Any] = {"seed": 0, "result": result}
     return python(
         "-c", BARE, json.dumps({"kind": kind, "name": name, "args": args, "options": options}), cwd=cwd, **env
     )
@@ -70,11 +72,18 @@ def test_a_script_finds_what_python_gives_it(tmp_path: Path) -> None:
     assert plain.stdout == result.stdout
 
 
+@pytest.mark.parametrize("name", ["./script.py", "inner/../script.py", "inner//script.py"])
+def test_the_file_of_a_script_is_as_python_writes_it(tmp_path: Path, name: str) -> None:
+    write(tmp_path / "script.py", TELL)
+    write(tmp_path / "inner" / "script.py", TELL)
+    assert launched("script", name, cwd=tmp_path).stdout == python(name, cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize("name", ["package.module", "package", "script"])
 def test_a_module_finds_what_python_gives_it(tmp_path: Path, name: str) -> None:
     for file in ("package/module.py", "package/__main__.py", "script.py"):
         write(tmp_path / file, TELL)
-    write(tmp_path / "package" / "__init__.py", "import sys; sys.argv.append(__name__)")
+    write(tmp_path / "package" / "__init__.py", "import sys; sys.argv += [__name__, sys.argv[0]]")
     plain = python("-m", name, *ARGS, cwd=tmp_path)
     result = launched("module", name, *ARGS, cwd=tmp_path)
     assert (plain.returncode, plain.stderr) == (result.returncode, result.stderr) == (0, "")
@@ -142,12 +151,40 @@ def test_a_traceback_of_a_module_has_no_frames_of_ours(tmp_path: Path) -> None:
     assert "scoped_rng" not in result.stderr
 
 
-@pytest.mark.parametrize("name", ["nowhere", "package"])
-def test_a_module_that_is_not_there_or_cannot_be_run_is_told(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("name", ["nowhere", "nowhere.module", "package", "package.nowhere", "math", "imports"])
+def test_a_module_that_cannot_be_run_is_told_in_the_words_of_python(tmp_path: Path, name: str) -> None:
     write(tmp_path / "package" / "__init__.py", "")
+    write(tmp_path / "imports" / "__init__.py", "import nowhere")
+    plain = python("-m", name, cwd=tmp_path)
     result = launched("module", name, cwd=tmp_path)
-    assert result.returncode == 1
-    assert result.stderr == f"{sys.executable}: there is no module {name} that can be run\n"
+    assert (result.returncode, plain.returncode) == (1, 1)
+    assert result.stderr.splitlines()[-1] == plain.stderr.splitlines()[-1]
+
+
+SPAWN = """
+import multiprocessing, os, sys
+class Result:
+    value = 3
+def work(x):
+    return x + Result.value, __name__, sys.argv[1:], os.path.basename(sys.modules["__main__"].__file__)
+print("top", __name__)
+if __name__ == "__main__":
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        print(pool.map(work, [1, 2]))
+"""
+
+
+def test_processes_that_the_target_spawns_find_it(tmp_path: Path) -> None:
+    write(tmp_path / "script.py", SPAWN)
+    write(tmp_path / "package" / "module.py", SPAWN)
+    for plain, kind, name in (
+        (("script.py",), "script", "script.py"),
+        (("-m", "package.module"), "module", "package.module"),
+    ):
+        expected = python(*plain, "x", cwd=tmp_path)
+        result = launched(kind, name, "x", cwd=tmp_path)
+        assert (result.stdout, result.stderr, result.returncode) == (expected.stdout, "", 0)
+        assert "top __mp_main__\n" in result.stdout
 
 
 def test_a_class_of_the_script_can_be_pickled(tmp_path: Path) -> None:
@@ -178,6 +215,9 @@ class Value:
     __hash__ = None
 def generator():
     return (i for i in ())
+def needs(x, *, y=1):
+    pass
+number = 3
 def fails():
     raise KeyError("x")
 """
@@ -205,6 +245,32 @@ def test_what_cannot_be_saved_is_told(tmp_path: Path) -> None:
     assert result.returncode == 1
     assert result.stderr.endswith("KeyError: 'x'\n")
     assert "launch.py" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("module:nowhere", "there is no module:nowhere: module was found, nowhere in it was not"),
+        ("module:Trainer.nowhere", "there is no module:Trainer.nowhere: module was found, nowhere in it was not"),
+        ("module:number", "module:number is no function but 3"),
+        ("module:needs", "module:needs(x, *, y=1) is called without arguments: missing a required argument: 'x'; "),
+        ("nowhere:f", "ModuleNotFoundError: No module named 'nowhere'"),
+    ],
+)
+def test_a_function_that_cannot_be_called_is_told(tmp_path: Path, name: str, told: str) -> None:
+    write(tmp_path / "module.py", FUNCTIONS)
+    result = launched("function", name, cwd=tmp_path)
+    assert result.returncode == 1
+    assert result.stderr.startswith(told)
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_what_a_function_returns_is_let_go_where_no_file_is_named(tmp_path: Path) -> None:
+    write(tmp_path / "module.py", FUNCTIONS)
+    for name in ("module:generator", "time:time"):  # the second is written in C, and does not tell its arguments
+        result = launched("function", name, cwd=tmp_path, result=None)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["module.py"]
 
 
 def test_what_is_to_be_run_is_told_by_its_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -30,7 +31,7 @@ _ANY = {"ignore_unknown_options": True}
 _Target = Annotated[
     str, typer.Argument(metavar="TARGET", help="A script, -m package.module, or package.module:function.")
 ]
-_Args = Annotated[Optional[list[str]], typer.Argument(help="Its own.")]  # noqa: UP045
+_Args = Annotated[Optional[list[str]], typer.Argument(metavar="ARGS", help="Its own arguments.")]  # noqa: UP045
 _Seed = Annotated[str, typer.Option(metavar="N", help="An int in [0, 2**64).")]
 _Strict = Annotated[bool, typer.Option("--strict", help="Raise where torch has only a nondeterministic algorithm.")]
 _File = Optional[str]  # noqa: UP045
@@ -89,7 +90,7 @@ def check(
 
     Options may also stand behind TARGET. What comes after -- goes to it alone: check SCRIPT -- --seed 1
 
-    Exit code: 0 reproducible, 1 not, 2 TARGET failed or the call was wrong.
+    Exit code: 0 reproducible, 1 not, 2 TARGET failed, something could not be compared, or the call was wrong.
     """
     if trace and importlib.util.find_spec("xxhash") is None:
         raise typer.BadParameter(
@@ -105,25 +106,31 @@ def check(
 
 
 def _check(plan: Plan, as_json: str | None, svg: str | None) -> int:
-    from rich.console import Console
-
     from . import checking, show
 
     _end_on_signals()
     try:
-        with show.progress(Console(stderr=True), plan.runs) as started:
+        with show.progress(plan.runs) as started:
             report = checking.check(plan, started)
     except KeyboardInterrupt:
-        print("interrupted; no run is left behind", file=sys.stderr)
+        _write("interrupted; no run is left behind\n", sys.stderr)
         return 130
-    print(report.failure, end="", file=sys.stderr)
+    except OSError as error:
+        _write(f"the runs could not be made or compared: {error}\n", sys.stderr)
+        return 2
+    code = report.exit_code
+    try:
+        if as_json is not None:
+            found = {**dataclasses.asdict(report), "exit_code": code}
+            Path(as_json).write_text(json.dumps(found, indent=2), encoding="utf-8")
+        if svg is not None:
+            show.save_svg(show.reported(report), svg, f"scoped-rng check {' '.join((report.target, *report.args))}")
+    except OSError as error:
+        _write(f"what was found could not be written: {error}\n", sys.stderr)
+        code = 2
+    _write(report.failure, sys.stderr)
     _show(lambda plain: show.reported(report, plain))
-    if as_json is not None:
-        found = {**dataclasses.asdict(report), "exit_code": report.exit_code}
-        Path(as_json).write_text(json.dumps(found, indent=2), encoding="utf-8")
-    if svg is not None:
-        show.save_svg(show.reported(report), svg, f"scoped-rng check {' '.join((report.target, *report.args))}")
-    return report.exit_code
+    return code
 
 
 def _end_on_signals() -> None:
@@ -142,10 +149,22 @@ def _show(shown: Callable[[bool], Any]) -> None:
     """Print what is shown, in ASCII where that is all that can be printed."""
     from rich.console import Console
 
-    for stream in (sys.stdout, sys.stderr):
-        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     console = Console(highlight=False)
-    console.print(shown(not console.encoding.lower().startswith("utf")))
+    with console.capture() as captured:
+        console.print(shown(not console.encoding.lower().startswith("utf")))
+    _write(captured.get(), sys.stdout)
+
+
+def _write(text: str, stream: Any) -> None:
+    """Print a text. Where nobody reads on (``| head``), that is no failure: the exit code is what was found."""
+    if stream is None:  # which was closed before it all began
+        return
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # or Python fails as it flushes at its end
 
 
 @app.command(context_settings={"allow_interspersed_args": False, **_ANY})
@@ -178,7 +197,7 @@ def _doctor(as_json: bool) -> int:
 
     findings = examine()
     if as_json:
-        print(json.dumps([finding._asdict() for finding in findings], indent=2))
+        _write(json.dumps([finding._asdict() for finding in findings], indent=2) + "\n", sys.stdout)
     else:
         _show(lambda plain: show.examined(findings))
     return 0 if is_well(findings) else 1

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .advice import advise, advise_on_text
 from .children import Ended, Output, Plan, call, run
+from .launch import Target
 from .texts import byte_that_differs, cut, line_that_differs, steady, warned
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ _CELLS = 64
 _CONTEXT = 2  # lines of source above and below
 
 Verdict = Literal["reproducible", "not reproducible", "failed"]
-SAME, DIFFERS = "same", "differs"
+SAME, DIFFERS, NOT_COMPARED = "same", "differs", "not compared"
+OPS, PRINTED = "torch ops", ("stdout", "stderr")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Run:
     status: int
     seconds: float
     ops: int | None
-    """How many torch ops there were; None without a trace."""
+    """How many torch ops there were; None without a whole trace."""
     found: dict[str, str]
     """How each thing compares with the first run: ``same``, ``differs``, or why it does neither."""
 
@@ -129,9 +131,10 @@ class _Comparison:
 
     def __init__(self, plan: Plan, ended: list[Ended]) -> None:
         self.plan, self.ended, self.first = plan, ended, ended[0]
-        self.script = plan.target.name if plan.target.kind == "script" else None
+        self.script = _script(plan.target)
         self.differences: list[Difference] = []
         self.parting: Parting | None = None
+        self.unread: list[int] = []  # runs whose trace is not whole
         self.trouble: list[str] = []  # what cannot be compared, and has to be
         self.notes: list[str] = []
 
@@ -141,7 +144,12 @@ class _Comparison:
         verdict: Verdict = "failed"
         count = "both runs" if len(runs) == 2 else f"all {len(runs)} runs"
         under = f"under seed {self.plan.seed}"
+        if self.unread:
+            whose = f"run{'s' if len(self.unread) > 1 else ''} {_listed(map(str, self.unread))}"
+            whose = "no run" if len(self.unread) == len(runs) else whose
+            self._cannot(f"{whose} left {'a' if whose == 'no run' else 'no'} whole trace of torch ops")
         if failed and len({ended.status for ended in self.ended}) == 1:
+            self.trouble.clear()  # of which that is reason enough
             told = f"the target failed {under}: it {_ending(failed[0].status)} in {count}"
         elif self.differences:
             verdict = "not reproducible"
@@ -154,6 +162,8 @@ class _Comparison:
         else:
             verdict = "reproducible"
             told = f"reproducible {under}: {count} agree in {_listed(self._agreed(runs[0]))}"
+            told += "; no torch op ran" if runs[0].ops == 0 else ""
+        self._note(verdict, runs[0])
         failure = failed[0].folder.joinpath("stderr").read_text(encoding="utf-8", errors="replace") if failed else ""
         plan = self.plan
         return Report(
@@ -168,16 +178,38 @@ class _Comparison:
             differences=self.differences,
             parting=self.parting,
             failure=failure,
-            notes=(*self.notes, *warned(self.first.folder / "stderr")),
+            notes=(*self.notes, *(() if plan.strict else warned(self.first.folder / "stderr"))),
         )
+
+    def _note(self, verdict: Verdict, first: Run) -> None:
+        """Tell what the verdict leaves out."""
+        if verdict == "not reproducible":
+            self.notes += [f"not compared: {why}" for why in dict.fromkeys(self.trouble)]
+            if not self.plan.trace:
+                self.notes.append("without --no-trace the first torch op that differs is shown, if one does")
+        if self.unread and self.trouble:
+            self.notes.append(
+                "a trace is whole when Python ends by itself, not by os._exit(), os.exec...() or a signal; --no-trace "
+                "compares all the rest"
+            )
+        if verdict == "reproducible" and not first.ops and not self._left(first):
+            self.notes.append(
+                "that is next to nothing: print what is to be compared, or name the files that it is written to with "
+                "--output"
+            )
+
+    def _left(self, first: Run) -> bool:
+        """Return whether a run has left anything but its exit status and its ops."""
+        is_more = not first.found.keys() <= {"exit status", OPS, *PRINTED}
+        return is_more or any((self.first.folder / name).stat().st_size for name in PRINTED)
 
     def _agreed(self, first: Run) -> Iterator[str]:
         """Tell in what the runs agree, and how much it is."""
-        for what, how in first.found.items():
+        for what in first.found:
             if what == OPS:
-                if how == SAME:
+                if first.ops:
                     yield f"{first.ops:,} torch op{'' if first.ops == 1 else 's'}"
-            elif what in ("stdout", "stderr"):
+            elif what in PRINTED:
                 size = self.first.folder.joinpath(what).stat().st_size
                 yield f"{what} ({size:,} bytes)" if size else f"{what} (empty)"
             elif what != "exit status":
@@ -188,7 +220,7 @@ class _Comparison:
         ops = None
         if self.plan.trace:
             ops, found[OPS] = self._trace(ended)
-        for name in ("stdout", "stderr"):
+        for name in PRINTED:
             found[name] = self._text(ended, name, self.first.folder / name, ended.folder / name)
         if self.plan.target.kind == "function" and not ended.status:
             found["return value"] = self._value(ended)
@@ -212,15 +244,15 @@ class _Comparison:
 
         one, other = self.first.folder / "trace", ended.folder / "trace"
         try:
-            ops = len(Trace(other))
-            if filecmp.cmp(one, other, shallow=False):
-                return ops, SAME
-            found = first_divergence(one, other)
+            ops = len(Trace(other))  # reads all of it
         except (TraceFormatError, FileNotFoundError):
-            self.notes.append(
-                f"the trace of run {ended.number} was cut off, as by os._exit(): its ops are not compared"
-            )
-            return None, "cut off"
+            self.unread.append(ended.number)
+            return None, NOT_COMPARED
+        if self.first.number in self.unread:
+            return ops, NOT_COMPARED
+        if filecmp.cmp(one, other, shallow=False):
+            return ops, SAME
+        found = first_divergence(one, other)
         if found is None:
             return ops, SAME
         if self.parting is None:
@@ -287,10 +319,16 @@ class _Comparison:
 
     def _cannot(self, why: str) -> str:
         self.trouble.append(why)
-        return "not compared"
+        return NOT_COMPARED
 
 
-OPS = "torch ops"
+def _script(target: Target) -> str | None:
+    """Return the file of a target, as far as that can be told without importing anything."""
+    if target.kind == "script":
+        return target.name
+    path = Path(*target.name.partition(":")[0].split("."))
+    inside = "__init__.py" if target.kind == "function" else "__main__.py"
+    return next((str(file) for file in (path.with_suffix(".py"), path / inside) if file.is_file()), None)
 
 
 def strip(one: Any, other: Any) -> tuple[tuple[float, ...], int]:

@@ -119,7 +119,7 @@ def _end(process: subprocess.Popen[bytes], number: int) -> None:
             os.killpg(process.pid, number)
         else:
             process.kill()
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):  # it has ended; macOS says the second of one not yet waited for
         pass
 
 

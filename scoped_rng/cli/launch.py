@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import atexit
 import builtins
-import importlib
+import contextlib
 import importlib.util
+import inspect
 import json
 import os
 import re
@@ -53,7 +54,9 @@ def parse(first: str, *rest: str) -> Target:
     )
 
 
-def launch(target: Target, seed: int, *, strict: bool = False, trace: str | None = None, result: str = "") -> None:
+def launch(
+    target: Target, seed: int, *, strict: bool = False, trace: str | None = None, result: str | None = None
+) -> None:
     """Run a target under a seed to the very end of this interpreter.
 
     What it raises is shown as Python would show it, and raised again, for Python to end with the exit code it would
@@ -64,12 +67,11 @@ def launch(target: Target, seed: int, *, strict: bool = False, trace: str | None
         seed: as in `deterministic`.
         strict: as in `deterministic`.
         trace: the file for the trace of its torch ops.
-        result: the file for what a function returns.
+        result: the file for what a function returns; without one that is let go.
     """
     os.environ.setdefault(CUBLAS, ":4096:8")  # before torch is imported: cuBLAS reads it once
-    sys.argv = [target.name, *target.args]
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = str(Path(target.name).resolve().parent) if target.kind == "script" else os.getcwd()
+    sys.argv = ["-m" if target.kind == "module" else target.name, *target.args]
+    _look_first_in(str(Path(target.name).resolve().parent) if target.kind == "script" else os.getcwd())
     from .. import deterministic  # which imports torch and numpy when it is entered
 
     deterministic(seed, strict=strict).__enter__()
@@ -81,7 +83,9 @@ def launch(target: Target, seed: int, *, strict: bool = False, trace: str | None
         atexit.register(recording.__exit__, None, None, None)  # the first to be registered is the last to be called
     try:
         if target.kind == "function":
-            _keep(_call(target.name), result)
+            value = _function(target.name)()
+            if result is not None:
+                _keep(value, result)
         else:
             module, code = _script(target.name) if target.kind == "script" else _module(target.name)
             exec(code, vars(module))
@@ -98,36 +102,71 @@ def launch(target: Target, seed: int, *, strict: bool = False, trace: str | None
         raise
 
 
+def _look_first_in(folder: str) -> None:
+    if not (getattr(sys.flags, "safe_path", False) or sys.flags.isolated):
+        sys.path[0] = folder
+
+
 def _main_module(**more: Any) -> types.ModuleType:
+    before = vars(sys.modules["__main__"])
     module = sys.modules["__main__"] = types.ModuleType("__main__")
+    vars(module).update({"__annotations__": {}} if "__annotations__" in before else {})  # from 3.14 on it has none
     vars(module).update(__builtins__=builtins, __cached__=None, **more)
     return module
 
 
 def _script(name: str) -> tuple[types.ModuleType, types.CodeType]:
-    path = Path(name).absolute()
-    module = _main_module(__file__=str(path), __loader__=SourceFileLoader("__main__", str(path)))
-    return module, compile(path.read_bytes(), path, "exec", dont_inherit=True)
+    path = os.path.join(os.getcwd(), name)  # not normalised, as in Python
+    module = _main_module(__file__=path, __loader__=SourceFileLoader("__main__", path))
+    return module, compile(Path(path).read_bytes(), path, "exec", dont_inherit=True)
 
 
 def _module(name: str) -> tuple[types.ModuleType, types.CodeType]:
-    spec = importlib.util.find_spec(name)
-    if spec is not None and spec.submodule_search_locations is not None:  # a package
-        spec = importlib.util.find_spec(f"{name}.__main__")
-    code = getattr(spec and spec.loader, "get_code", lambda name: None)(spec and spec.name)
+    """Find a module and its code; or exit with the words that Python has for it."""
+    try:
+        spec, wanted = importlib.util.find_spec(name), name
+        if spec is not None and spec.submodule_search_locations is not None:  # a package
+            wanted = f"{name}.__main__"
+            spec = importlib.util.find_spec(wanted)
+    except ModuleNotFoundError as error:
+        if not f"{name}.".startswith(f"{error.name}."):  # of something that it imports
+            raise
+        sys.exit(f"{sys.executable}: Error while finding module specification for {name!r} ({_named(error)})")
+    code = getattr(spec and spec.loader, "get_code", lambda name: None)(wanted)
     if spec is None or code is None:
-        sys.exit(f"{sys.executable}: there is no module {name} that can be run")
+        but = "" if wanted == name else f"; {name!r} is a package and cannot be directly executed"
+        sys.exit(
+            f"{sys.executable}: {'No module named' if spec is None else 'No code object available for'} {wanted}{but}"
+        )
     sys.argv[0] = str(spec.origin)
     module = _main_module(__file__=spec.origin, __loader__=spec.loader, __package__=spec.parent, __spec__=spec)
     return module, code
 
 
-def _call(name: str) -> Any:
+def _function(name: str) -> Any:
     module, _, path = name.partition(":")
-    function: Any = importlib.import_module(module)
+    __import__(module)  # whose traceback has no frames of the import system, other than importlib's
+    function: Any = sys.modules[module]
     for attribute in path.split("."):
+        if not hasattr(function, attribute):
+            sys.exit(f"there is no {name}: {module} was found, {attribute} in it was not")
         function = getattr(function, attribute)
-    return function()
+    if not callable(function):
+        sys.exit(f"{name} is no function but {function!r}")
+    with contextlib.suppress(ValueError):  # of some that are written in C
+        signature = inspect.signature(function)
+        try:
+            signature.bind()
+        except TypeError as error:
+            sys.exit(
+                f"{name}{signature} is called without arguments: {error}; name a function that needs none and reads "
+                "what it wants from sys.argv"
+            )
+    return function
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _keep(value: Any, file: str) -> None:
@@ -137,7 +176,7 @@ def _keep(value: Any, file: str) -> None:
     try:
         torch.save(value, file)
     except Exception as error:
-        told = f"{type(value).__qualname__}: {type(error).__name__}: {error}"
+        told = f"{type(value).__qualname__}: {_named(error)}"
         Path(f"{file}.refused").write_text(told, encoding="utf-8", errors="replace")
 
 
@@ -154,8 +193,7 @@ def compare() -> None:
     from ..compare import first_difference
 
     first, second, told = sys.argv[1:]
-    if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = os.getcwd()
+    _look_first_in(os.getcwd())
     # Both files are private, and were written a moment ago by children of the process that asks.
     found = first_difference(*(torch.load(file, map_location="cpu", weights_only=False) for file in (first, second)))
     answer = None if found is None else [found.what != "incomparable", str(found)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,10 +27,13 @@ _WIDTH = 80
 
 
 @contextlib.contextmanager
-def progress(console: Console, runs: int) -> Iterator[Callable[[int], None]]:
+def progress(runs: int) -> Iterator[Callable[[int], None]]:
     """Show which run is under way, on a terminal alone."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as shown:
+    is_seen = (
+        sys.stderr is not None and sys.stderr.isatty()
+    )  # rich takes a log for a terminal where FORCE_COLOR is set, as it is in CI
+    with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_seen) as shown:
         task = shown.add_task("")
         yield lambda number: shown.update(
             task, description=f"run {number} of {runs}" if number else "comparing the runs", refresh=True
@@ -96,7 +100,8 @@ def _parting(found: Parting, plain: bool) -> Iterator[RenderableType]:
     yield _strip(found, plain)
     if found.file is not None:
         yield ""
-        yield Text(f"{_short(found.file)}:{found.line} in {found.function}", "cyan")
+        unread = "" if found.source else ", whose source cannot be read"
+        yield Text(f"{_short(found.file)}:{found.line} in {found.function}{unread}", "cyan")
         for number, line in found.source.items():
             is_meant = number == found.line
             mark = f"{'>' if is_meant else ' '} {number:>4} {'|' if plain else '│'} "
