@@ -5,11 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+NUMPY_2 = int(np.__version__.partition(".")[0]) >= 2
+# Looked up in the source: importing inductor takes a second.
+INDUCTOR_HAS_A_SWITCH = "\ndeterministic = " in (Path(torch.__file__).parent / "_inductor" / "config.py").read_text()
 STREAMS = ("python", "python gaussian", "numpy", "numpy gaussian", "torch", "torch gaussian")
 
 

@@ -38,7 +38,7 @@ from scoped_rng.compare import Difference, first_difference
 DTYPES = sorted({it for it in vars(torch).values() if isinstance(it, torch.dtype)}, key=str)
 NOON = datetime.datetime(2020, 1, 1, 12, tzinfo=datetime.timezone.utc)
 PLAIN_DTYPES = [dtype for dtype in DTYPES if not str(dtype).startswith("torch.q")]
-COMPLEX32 = "ignore:ComplexHalf support is experimental:UserWarning"
+COMPLEX32 = "ignore:B?Complex(Half|32) support is experimental:UserWarning"
 INVARIANTS = "ignore:Sparse invariant checks are implicitly disabled:UserWarning"
 QUANTIZED = "ignore:torch.quantize_per_tensor:UserWarning"
 SPARSE = "ignore:Sparse (CSR|CSC) tensor support is in beta state:UserWarning"
@@ -836,7 +836,7 @@ def test_a_compiled_module_is_compared_by_the_module_in_it() -> None:
     assert found(first, third).path == "._orig_mod.kept[0]"
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_scripted_module_is_compared_by_its_parameters() -> None:
     linear = nn.Linear(2, 2)
     first, second = (torch.jit.script(copy.deepcopy(linear)) for _ in range(2))

@@ -309,7 +309,9 @@ class TestChosenDevices:
         with pytest.raises(error, match=re.escape(message)):
             make(3, devices=given)
 
-    @pytest.mark.skipif(torch.accelerator.is_available(), reason="an int names a device of the accelerator")
+    @pytest.mark.skipif(
+        torch.accelerator.current_accelerator() is not None, reason="an int names a device of what torch is built for"
+    )
     def test_an_int_without_an_accelerator_is_refused(self) -> None:
         message = "torch knows no device 0: Cannot access accelerator device when none is available."
         with pytest.raises(ValueError, match=re.escape(message)):
@@ -1015,5 +1017,10 @@ def test_scopes_initialise_no_backend() -> None:
 
 
 def test_a_numpy_integer_is_the_number_of_a_device() -> None:
-    with pytest.raises(ValueError, match=r"^torch knows no device 1: "):
-        check_devices([np.int64(1)])
+    def outcome(number: Any) -> Any:
+        try:
+            return check_devices([number])
+        except ValueError as error:  # a torch that is built for the CPU alone
+            return str(error)
+
+    assert outcome(np.int64(1)) == outcome(1)

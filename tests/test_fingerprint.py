@@ -18,7 +18,7 @@ from torch.testing._internal.two_tensor import TwoTensor
 from scoped_rng.trace import fingerprint as module
 from scoped_rng.trace.fingerprint import device_hash, fingerprint, shape_fingerprint
 
-pytestmark = pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+pytestmark = pytest.mark.filterwarnings("ignore:B?Complex(Half|32) support is experimental")
 DTYPES = sorted({value for value in vars(torch).values() if isinstance(value, torch.dtype)}, key=str)
 PLAIN = [dtype for dtype in DTYPES if not str(dtype).startswith(("torch.q", "torch.bits"))]
 
@@ -109,6 +109,8 @@ def test_lazy_conjugates_and_negatives_are_what_they_stand_for() -> None:
     negative = tensor.conj().imag
     assert negative.is_neg()
     assert fingerprint(negative) == fingerprint(negative.resolve_neg().contiguous())
+    assert negative[:1].is_neg()
+    assert fingerprint(negative[:1]) == fingerprint(negative[:1].resolve_neg().contiguous())
     assert fingerprint(torch.zeros(0, dtype=torch.complex64)) == fingerprint(torch.zeros(0, dtype=torch.complex64))
 
 

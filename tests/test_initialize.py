@@ -972,7 +972,7 @@ class TestWrapped:
         with deterministic(fold_in(0, "inner")):
             assert contents(model.inner) == contents(nn.Linear(2, 2))
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:.*torch.jit")
     def test_a_scripted_model_has_lost_its_methods(self) -> None:
         model = torch.jit.script(make(lambda: nn.Sequential(nn.Linear(2, 2))))
         assert missed_of(model) == ["0.weight", "0.bias"]

@@ -544,7 +544,7 @@ class TestKindsOfBuffers:
             module(batch())
         assert held_of(module) == expected
 
-    @pytest.mark.filterwarnings("ignore:`torch.jit.*` is deprecated:DeprecationWarning")
+    @pytest.mark.filterwarnings("ignore:.*torch.jit")
     def test_a_scripted_module_is_put_back(self) -> None:
         module = torch.jit.script(nn.BatchNorm1d(2))
         expected = [bits(buffer) for buffer in module.buffers()]

@@ -191,10 +191,17 @@ def stream_without_the_short_cut_for_gaussians() -> numpy_streams.NumPyStream:
     return stream
 
 
+def stream_without_the_short_cut_for_sequences() -> numpy_streams.NumPyStream:
+    stream = numpy_streams.NumPyStream()
+    stream._put_sequence = numpy_streams._put_sequence
+    return stream
+
+
 WAYS: dict[str, Callable[[], numpy_streams.NumPyStream]] = {
     "direct": numpy_streams.NumPyStream,
     "plain": plain_stream,
     "slow gaussian": stream_without_the_short_cut_for_gaussians,
+    "slow sequence": stream_without_the_short_cut_for_sequences,
     "slow seed": stream_that_seeds_without_python,
 }
 BEFORE: dict[str, Callable[[], Any]] = {
@@ -284,9 +291,9 @@ def test_what_one_way_has_taken_the_other_ways_can_put(reader: Any, writer: Any)
 
 
 def test_numpys_memory_is_laid_out_as_the_direct_way_expects() -> None:
-    assert numpy_streams._mt19937_memory_is_as_known()
+    assert numpy_streams._mt19937_memory_is_as_known() == kit.NUMPY_2  # whose locks are reentrant
     assert numpy_streams._puts_gaussian_alone()
-    assert numpy_streams.NumPyStream()._direct
+    assert numpy_streams.NumPyStream()._direct == kit.NUMPY_2
 
 
 def test_a_numpy_with_another_memory_layout_gets_the_plain_way(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,6 +329,27 @@ def test_a_numpy_that_reads_a_state_in_another_order_gets_the_slow_way_to_put_a_
     assert numpy_streams.NumPyStream()._put_gaussian is numpy_streams._put_gaussian
 
 
+def test_a_numpy_that_reads_a_pickle_in_another_order_gets_the_slow_way_to_put_a_sequence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(numpy_streams, "_puts_sequence_alone", lambda: False)
+    assert numpy_streams.NumPyStream()._put_sequence is numpy_streams._put_sequence
+
+
+@pytest.mark.skipif(not kit.NUMPY_2, reason="np.random.seed forgets how the bit generator spawns before NumPy 2")
+@pytest.mark.parametrize("bits", ["MT19937", "PCG64"])
+def test_a_bit_generator_spawns_as_before_what_has_seeded_it_meanwhile(stream: Any, bits: str) -> None:
+    np.random.set_bit_generator(getattr(np.random, bits)(11))
+    value, expected = stream.take(), numpy_continuation()
+    np.random.get_bit_generator().__setstate__((np.random.get_bit_generator().state, np.random.SeedSequence(3)))
+    np.random.random(5)
+    stream.put(value)
+    assert numpy_draws() == expected
+    (spawned,) = np.random.get_bit_generator().spawn(1)
+    assert spawned.random_raw() == getattr(np.random, bits)(11).spawn(1)[0].random_raw()
+
+
+@pytest.mark.skipif(not kit.NUMPY_2, reason="NumPy's memory is read directly from NumPy 2 on")
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("where", ["before the draw", "after it"])
 def test_an_interrupt_while_the_gaussian_is_looked_for_leaves_numpys_stream_as_it_was(
@@ -988,7 +1016,7 @@ def test_a_buffer_that_the_body_makes_persistent_or_not_is_as_it_was_for_a_state
     assert list(module.state_dict()) == ["held"]
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_the_buffers_of_a_scripted_module_are_put_back() -> None:
     net = torch.jit.script(torch.nn.BatchNorm1d(2))
     with deterministic(0, also=net):

@@ -43,6 +43,7 @@ class NumPyStream:
         self._memory: tuple[Any, Any] = (None, None)
         self._direct = _mt19937_memory_is_as_known() if direct is None else direct
         self._put_gaussian = _put_gaussian_alone if self._direct and _puts_gaussian_alone() else _put_gaussian
+        self._put_sequence = _put_sequence_alone if _puts_sequence_alone() else _put_sequence
         # np.random.seed on the global stream itself would forget how its bit generator spawns, so another one is seeded
         # and its words are copied.
         self._seeded_bits: Any = _MT19937(0)
@@ -57,6 +58,11 @@ class NumPyStream:
             memory = _memory(bits)
             self._memory = (bits, memory)
         return memory
+
+    def memory(self) -> Any:
+        """Return the words as they lie in memory, to be looked at and not kept; None where they are not to be had."""
+        bits = _get_bit_generator()
+        return self._view(bits) if self._direct and type(bits) is _MT19937 else None
 
     def take(self) -> tuple[Any, Any, float | None, Any]:
         bits = _get_bit_generator()
@@ -98,7 +104,8 @@ class NumPyStream:
         with bits.lock:
             _set_bit_generator(bits)  # also where the body has swapped it; forgets a cached gaussian
             if bits.seed_seq is not sequence and _pickles_seed_sequence:  # the body has called np.random.seed
-                bits.__setstate__((bits.state, sequence))
+                put_sequence = self._put_sequence if type(bits) is _MT19937 else _put_sequence
+                put_sequence(bits, sequence)
             if isinstance(state, dict):
                 _numpy.set_state(state)
                 return
@@ -195,6 +202,24 @@ def _puts_gaussian_alone() -> bool:
     stream, untouched = np.random.RandomState(0), np.random.RandomState(0)
     _put_gaussian_alone(0.25, stream)
     return bool(stream.standard_normal() == 0.25 and stream.random() == untouched.random())
+
+
+def _put_sequence(bits: Any, sequence: Any) -> None:
+    bits.__setstate__((bits.state, sequence))
+
+
+def _put_sequence_alone(bits: Any, sequence: Any) -> None:
+    # As with the gaussian: __setstate__ puts the sequence first and then refuses a state that is none. A suspended
+    # generator whose caller has called np.random.seed would pay 55 µs twice for each of its steps.
+    with contextlib.suppress(TypeError, ValueError):
+        bits.__setstate__((None, sequence))
+
+
+def _puts_sequence_alone() -> bool:
+    bits, sequence = _MT19937(0), np.random.SeedSequence(1)
+    before = _memory(bits).raw
+    _put_sequence_alone(bits, sequence)
+    return bool(bits.seed_seq is sequence and _memory(bits).raw == before)
 
 
 class EntropySource:

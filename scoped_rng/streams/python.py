@@ -58,6 +58,10 @@ class PythonStream:
         self._seed(seed)
         self._generator.gauss_next = None
 
+    def memory(self) -> Any:
+        """Return the words as they lie in memory, to be looked at and not kept; None where they are not to be had."""
+        return self._memory
+
     def as_tuple(self, value: Any) -> Any:
         """Return what `take` gave as ``random.getstate`` gives it."""
         if len(value) == 3:
