@@ -3,7 +3,7 @@
 Needs ``pip install lightning accelerate "transformers[torch]"``, best in an environment of its own. A model with
 dropout is trained on shuffled batches, whose samples may have noise that is drawn when they are loaded. It is stopped
 by an exception behind a checkpoint, at the end of an epoch or in the middle of one, and goes on, with the random
-streams elsewhere as in a new process, from what the framework has saved.
+streams elsewhere as in a new process, from what the framework has saved. The callbacks are those of README.md.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import hashlib
 import json
 import logging
 import os
+import re
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from scoped_rng import deterministic
 from scoped_rng.checkpoint import StatefulRng
-from scoped_rng.data import SeededLoader
+from scoped_rng.data import seeded_loader
 
 from .timing import machine, versions
 
-__all__ = ["FRAMEWORKS", "PLACES", "is_exact"]
+__all__ = ["FRAMEWORKS", "PLACES", "is_exact", "readme_block"]
 
+README = Path(__file__).parents[1] / "README.md"
 EPOCHS, BATCHES = 3, 8
 PLACES = {"end of an epoch": BATCHES, "middle of an epoch": BATCHES + 3}
 
@@ -63,16 +65,18 @@ class Net(nn.Module):
         return {"loss": nn.functional.mse_loss(self.layers(x), labels)}
 
 
-class Loader(SeededLoader):
-    """Begin the next epoch where the last batch of one was the last before the checkpoint.
+def readme_block(framework: str) -> str:
+    """Return the code of the README for a framework."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    (block,) = (block for block in blocks if re.search(rf"^(import|from) {framework}\b", block, re.MULTILINE))
+    return block
 
-    Lightning counts that epoch as done, and would take the nothing that is left of it for the next one.
-    """
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        super().load_state_dict(state_dict)
-        if state_dict["batch"] == len(self):
-            self.set_epoch(state_dict["epoch"] + 1)
+def recipe(framework: str) -> dict[str, Any]:
+    """Return what that code defines."""
+    namespace: dict[str, Any] = {"__name__": "readme"}
+    exec(compile(readme_block(framework), str(README), "exec", dont_inherit=True), namespace)
+    return namespace
 
 
 class Case:
@@ -80,9 +84,11 @@ class Case:
 
     def __init__(self, folder: Path, noise: bool, ours: bool, save: int, stops: bool, goes_on: bool) -> None:
         self.folder, self.ours, self.save, self.stops, self.goes_on = folder, ours, save, stops, goes_on
-        data, options = Samples(noise), {"batch_size": 8, "shuffle": True}
-        self.loader: Any = Loader(data, seed=0, **options) if ours else DataLoader(data, **options)
-        self.net = Net()
+        self.data, self.net = Samples(noise), Net()
+
+    def loader(self, kind: Any = seeded_loader) -> Any:
+        options: Any = {"batch_size": 8, "shuffle": True}
+        return kind(self.data, seed=0, **options) if self.ours else DataLoader(self.data, **options)
 
     def begins(self, step: int) -> None:
         """Stop before the step that comes behind the checkpoint."""
@@ -108,23 +114,7 @@ def with_lightning(case: Case) -> None:
         def configure_optimizers(self) -> torch.optim.Optimizer:
             return torch.optim.Adam(self.parameters())
 
-    class Rng(lightning.Callback):
-        """Keep the random streams in Lightning's own checkpoint, which has the loader's place already."""
-
-        def __init__(self) -> None:
-            self.rng, self.saved = StatefulRng(gather=True), None
-
-        def on_save_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-            checkpoint["scoped_rng"] = self.rng.state_dict()
-
-        def on_load_checkpoint(self, trainer: Any, module: Any, checkpoint: dict[str, Any]) -> None:
-            self.saved = checkpoint["scoped_rng"]
-
-        def on_train_batch_start(self, *_: Any) -> None:
-            if self.saved is not None:  # behind all that draws on the way here
-                self.rng.load_state_dict(self.saved)
-                self.saved = None
-
+    ours = recipe("lightning")
     options: Any = {"dirpath": case.folder, "filename": "{step}", "every_n_train_steps": case.save, "save_top_k": -1}
     trainer = lightning.Trainer(
         accelerator="cpu",
@@ -132,10 +122,11 @@ def with_lightning(case: Case) -> None:
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[*([Rng()] if case.ours else []), ModelCheckpoint(**options)],
+        callbacks=[*([ours["KeepRng"]()] if case.ours else []), ModelCheckpoint(**options)],
     )
     path = case.folder / f"step={case.save}.ckpt"
-    trainer.fit(Module(), case.loader, ckpt_path=path if case.goes_on else None, weights_only=True)
+    loader = case.loader(ours["Loader"])
+    trainer.fit(Module(), loader, ckpt_path=path if case.goes_on else None, weights_only=True)
 
 
 def with_accelerate(case: Case) -> None:
@@ -143,7 +134,7 @@ def with_accelerate(case: Case) -> None:
 
     accelerator = Accelerator(cpu=True)
     model, optimizer = accelerator.prepare(case.net, torch.optim.Adam(case.net.parameters()))
-    batches = case.loader if case.ours else accelerator.prepare(case.loader)
+    batches = case.loader() if case.ours else accelerator.prepare(case.loader())
     if case.ours:  # not prepared, which would make another loader of it; the streams come last
         accelerator.register_for_checkpointing(batches, StatefulRng(gather=True))
     step = 0
@@ -172,34 +163,6 @@ def with_transformers(case: Case) -> None:
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             case.begins(state.global_step)
 
-    class Rng(TrainerCallback):
-        """Keep the random streams and the loader's place beside the trainer's own checkpoint."""
-
-        def __init__(self, loader: Any) -> None:
-            self.rng, self.loader, self.saved = StatefulRng(gather=True), loader, None
-
-        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            saved = {"rng": self.rng.state_dict(), "loader": self.loader.state_dict()}
-            if state.is_world_process_zero:
-                torch.save(saved, self.path(args, state))
-
-        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step:
-                self.saved = torch.load(self.path(args, state), weights_only=True)
-                self.loader.load_state_dict(self.saved["loader"])
-
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if self.saved is not None:  # behind all that draws on the way here
-                self.rng.load_state_dict(self.saved["rng"])
-                self.saved = None
-
-        def path(self, args: Any, state: Any) -> Path:
-            return Path(args.output_dir, f"checkpoint-{state.global_step}", "scoped_rng.pt")
-
-    class OurTrainer(Trainer):
-        def get_train_dataloader(self) -> Any:
-            return case.loader
-
     options = TrainingArguments(
         output_dir=str(case.folder),
         num_train_epochs=EPOCHS,
@@ -214,9 +177,11 @@ def with_transformers(case: Case) -> None:
         remove_unused_columns=False,
         ignore_data_skip=case.ours,  # the loader knows its place
     )
-    kind = OurTrainer if case.ours else Trainer
-    callbacks = [*([Rng(case.loader)] if case.ours else []), Stops()]
-    trainer = kind(case.net, options, train_dataset=case.loader.dataset, callbacks=callbacks)
+    kind, callbacks = Trainer, [Stops()]
+    if case.ours:
+        ours = recipe("transformers")
+        kind, callbacks = ours["SeededTrainer"], [ours["KeepRng"](), *callbacks]
+    trainer = kind(case.net, options, train_dataset=case.data, callbacks=callbacks)
     path = str(case.folder / f"checkpoint-{case.save}")
     trainer.train(resume_from_checkpoint=path if case.goes_on else None)
 

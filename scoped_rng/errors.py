@@ -75,7 +75,7 @@ class ScopeOrderWarning(RuntimeWarning):
 
 
 class RestoreWarning(RuntimeWarning):
-    """Tell of a stream or flag that could not be put back while the body's own exception goes on."""
+    """Tell of what could not be put back: while the body's own exception goes on, or of a state that does not fit here."""
 
 
 class DeterminismWarning(UserWarning):

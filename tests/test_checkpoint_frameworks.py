@@ -1,27 +1,59 @@
-"""Frameworks that are installed resume exactly with a state of ours, by the callbacks that the benchmark has.
+"""The recipes of the README for training frameworks resume exactly.
 
-``pip install lightning accelerate "transformers[torch]"`` and ``pytest -m frameworks``.
+With stand-ins that call the documented hooks, and where they are installed with the frameworks themselves: ``pip
+install lightning accelerate "transformers[torch]"`` and ``pytest -m frameworks``.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 
-from benchmarks.frameworks import FRAMEWORKS, PLACES, is_exact
+from benchmarks.frameworks import FRAMEWORKS, PLACES, is_exact, readme_block
+from tests import fake_frameworks
 
-pytestmark = [
-    pytest.mark.frameworks,
-    pytest.mark.filterwarnings("default"),  # they warn of what is theirs
-]
+real = pytest.mark.frameworks
+theirs = pytest.mark.filterwarnings("default")  # they warn of what is theirs
+everywhere = pytest.mark.parametrize("place", PLACES)
+all_of_them = pytest.mark.parametrize("framework", FRAMEWORKS)
+plain_and_noisy = pytest.mark.parametrize("noise", [False, True], ids=["plain", "noisy"])
 
 
-@pytest.mark.parametrize("noise", [False, True], ids=["plain", "noisy"])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.fixture
+def stand_ins(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, module in fake_frameworks.modules().items():
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+@pytest.mark.usefixtures("stand_ins")
+@plain_and_noisy
+@everywhere
+@all_of_them
+def test_by_the_documented_hooks_a_recipe_resumes_exactly(framework: str, place: str, noise: bool) -> None:
+    assert is_exact(framework, place, noise=noise, ours=True)
+
+
+@real
+@theirs
+@plain_and_noisy
+@everywhere
+@all_of_them
 def test_a_resumed_training_ends_with_the_weights_of_an_unbroken_one(framework: str, place: str, noise: bool) -> None:
     assert is_exact(framework, place, noise=noise, ours=True)
 
 
+@real
+@theirs
+@all_of_them
+def test_the_code_of_the_readme_runs(framework: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    exec(compile(readme_block(framework), "README.md", "exec", dont_inherit=True), {"__name__": "readme"})
+
+
+@real
+@theirs
 @pytest.mark.parametrize(
     ("framework", "place"),
     [

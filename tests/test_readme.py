@@ -20,7 +20,7 @@ import torch
 
 import scoped_rng
 from scoped_rng import deterministic, unregister_stream
-from tests import kit, test_recipes
+from tests import fake_frameworks, kit, test_recipes
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -85,7 +85,8 @@ def test_a_block_of_tests_passes_under_pytest(block: Block, options: tuple[str, 
 @of("python")
 def test_a_block_of_python_runs_as_it_stands(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "cupy", test_recipes.fake_cupy())
+    for name, module in {"cupy": test_recipes.fake_cupy(), **fake_frameworks.modules()}.items():
+        monkeypatch.setitem(sys.modules, name, module)
     namespace: dict[str, Any] = {"__name__": "readme"}
     # The lines that come before the block are empty, so that a traceback shows the line of the README.
     try:

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..dynamo import never_compile
-from ..errors import StateFormatError, StateMismatchError
+from ..errors import RestoreWarning, StateFormatError, StateMismatchError, warn
 
 if TYPE_CHECKING:
     from ..streams.registry import Held
@@ -80,11 +80,12 @@ class RngState:
     def restore(self, *, also: Any = (), missing: Missing = "error") -> None:
         """Put every stream to its value in this state: all of them, or none and an error.
 
-        NumPy's fresh entropy is put back only inside a seeded scope, where it is a stream.
+        NumPy's fresh entropy is put back only inside a seeded scope, where it is a stream; elsewhere a
+        ``RestoreWarning`` tells that a state which holds it leaves it alone.
 
         Args:
             also: the user objects, as they were given to `capture`; they are matched by position.
-            missing: ``"skip"`` leaves out devices and objects that only the state has, or only the caller.
+            missing: ``"skip"`` leaves out, without a word, what only the state has, or only the caller.
 
         Raises:
             StateMismatchError: the state is of devices or objects that are not here, or of another kind.
@@ -98,9 +99,16 @@ class RngState:
         """
         from ..scope.activation import all_or_none  # which is above this module
 
-        here = streams()
-        ambient = [held for held in here.ambient_streams() if held is not here.ENTROPY or held.is_seeded()]
-        values = self.values_for(ambient, here.adapt_all(also), missing)
+        ambient = streams_in_force()
+        values = self.values_for(ambient, streams().adapt_all(also), missing)
+        entropy = streams().ENTROPY
+        if missing == "error" and entropy.name in self._packed and entropy not in ambient:
+            warn(
+                f"the state holds NumPy's fresh entropy ({entropy.name}), which is a stream only inside a seeded "
+                "scope, and is left alone here, so unseeded generators do not go on from it; restore inside "
+                'deterministic(seed), as it was captured, or leave it out with missing="skip"',
+                RestoreWarning,
+            )
         all_or_none([stream for stream, _ in values], lambda: [stream.put(value) for stream, value in values])
 
     def values_for(self, ambient: list[Held], also: tuple[Held, ...], missing: Missing) -> list[tuple[Held, Any]]:
@@ -188,6 +196,12 @@ def capture(*, also: Any = (), devices: Any = None) -> RngState:
         if plain is not None:
             packed[held.name] = plain
     return RngState(packed)
+
+
+def streams_in_force() -> list[Held]:
+    """Return the streams that have a value here: NumPy's fresh entropy only inside a seeded scope."""
+    here = streams()
+    return [held for held in here.ambient_streams() if held is not here.ENTROPY or held.is_seeded()]
 
 
 def check_missing(missing: object) -> None:

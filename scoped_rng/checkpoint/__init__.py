@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import os
-import uuid
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Literal, SupportsIndex
+from reprlib import repr as short
+from typing import Any, Literal, NamedTuple, SupportsIndex
 
-import torch
-
-from .distributed.ranks import Ranks, listed
-from .errors import StateFormatError, StateMismatchError
-from .scope.activation import all_or_none
-from .seeds import check_bool, check_seed, fold_in
-from .state import RngState, capture
-from .state.text import from_text, to_text
-from .streams.ambient import ENTROPY, adapt_all, ambient_streams
+from ..distributed.ranks import Ranks, listed
+from ..errors import RestoreWarning, StateFormatError, StateMismatchError, warn
+from ..scope.activation import all_or_none
+from ..seeds import check_bool, check_seed, fold_in
+from ..state import RngState, capture, streams_in_force
+from ..state.text import to_text
+from ..streams.ambient import ENTROPY, adapt_all
+from .files import VERSION, check_format, load_state, save_state, state_under
 
 __all__ = ["StatefulRng", "load_state", "resume", "save_state"]
 
-FORMAT, FILE_FORMAT, VERSION = "scoped_rng.StatefulRng", "scoped_rng.state", 1
+FORMAT = "scoped_rng.StatefulRng"
+_ELSEWHERE = "as many ranks and devices as here, but not so on another rank"
 
 
 class StatefulRng:
@@ -35,6 +31,7 @@ class StatefulRng:
     ``torch.load(weights_only=True)``.
 
     Restore it last: what else is restored may draw (a plain ``DataLoader`` that is fast-forwarded does). `resume` does.
+    What was saved inside a seeded scope is loaded inside one: only there is NumPy's fresh entropy a stream.
 
     Args:
         also: objects of the user's to hold as well, as in `deterministic`.
@@ -43,10 +40,12 @@ class StatefulRng:
             rank must call it then. (`torch.distributed.checkpoint` needs it not: it writes the keys of all ranks.)
         group: the process group, or None for the default one.
         on_topology_change: what to do on loading under another number of ranks, or with other devices: ``"error"``, or
-            ``"derive"``: seed the streams of each rank anew from the saved seed and its rank.
+            ``"derive"``: warn, and seed the streams of each rank anew from the saved seed, how often that was done
+            before, both numbers of ranks, and its rank in the group. Every rank must load then, for all of them do the
+            same: where one has to derive, or refuses, so do the others.
 
     Raises:
-        ValueError: an argument is wrong.
+        TypeError, ValueError: an argument is wrong.
 
     >>> import random, torch
     >>> rng = StatefulRng()
@@ -98,23 +97,47 @@ class StatefulRng:
 
         Raises:
             StateFormatError: it is something else, damaged, or of another version.
-            StateMismatchError: it is of another number of ranks, other devices or other objects, or not of this rank.
+            StateMismatchError: it is of another number of ranks, other devices or other objects, or not of this rank;
+                or of a seeded scope, and this is none.
+            DesyncError: with ``"derive"``, another rank cannot load what it was given; nothing was changed on any.
         """
-        state = state_dict if isinstance(state_dict, Mapping) else {}
-        _check_format(state, FORMAT, "the state_dict() of a StatefulRng")
+        ranks = Ranks(self._group)
+        read: list[_Saved] = []
+
+        def answer() -> tuple[str, bytes]:
+            read.append(self._read(state_dict, ranks))
+            return "StatefulRng.load_state_dict()", bytes([bool(read[0].changed), read[0].seed is None])
+
+        # Without "derive" each rank loads by itself.
+        answers = ranks.ask(answer) if self._on_topology_change == "derive" else [answer()[1]]
+        derive, saved = any(changed for changed, *_ in answers), read[0]
+        seedless = [name for name, (_, lacks, *_) in zip(ranks.names, answers, strict=False) if lacks]
+        if derive and seedless:
+            raise StateMismatchError(
+                f"the state is of {saved.changed or _ELSEWHERE}, and holds no seed to derive from on "
+                f"{listed(seedless)}; save it from StatefulRng(seed=...)"
+            )
+        if derive and saved.seed is not None:
+            self._derive(saved.seed, saved, ranks)
+        else:
+            saved.state.restore(also=self._also)
+            self._seed, self._derived = self._seed if saved.seed is None else saved.seed, saved.derived
+
+    def _read(self, state: Mapping[str, Any], ranks: Ranks) -> _Saved:
+        """Return what is saved, when it can be put here; nothing is touched."""
+        if not isinstance(state, Mapping):
+            raise StateFormatError(f"this is not the state_dict() of a StatefulRng but {type(state).__name__}")
+        check_format(state, FORMAT, "the state_dict() of a StatefulRng")
         size: Any = state.get("world_size")
         derived: Any = state.get("derived")
         seed: Any = state.get("seed")
         for name, number in (("world_size", size), ("derived", derived), ("seed", 0 if seed is None else seed)):
             if type(number) is not int or not int(name == "world_size") <= number < 1 << 64:
-                raise StateFormatError(f"{name!r} of the state cannot be {number!r}; take another checkpoint")
-        ranks = Ranks(self._group)
+                raise StateFormatError(f"{name!r} of the state cannot be {short(number)}; take another checkpoint")
         if size != ranks.size:
-            self._change(f"{size} ranks, here are {ranks.size}", seed, derived, ranks)
-            return
+            return self._changed(f"{size} ranks, here are {ranks.size}", size, seed, derived)
         here = ranks.names[ranks.rank]
-        text = state.get(_key(here))
-        if text is None:
+        if _key(here) not in state:
             numbers = [str(key).removeprefix("rank") for key in state if str(key).startswith("rank")]
             saved_ranks = [int(number) for number in numbers if number.isdecimal()]
             raise StateMismatchError(
@@ -122,31 +145,52 @@ class StatefulRng:
                 f"this is rank {here} of {ranks.size}; "
                 "load the checkpoint that this rank has saved, or save all ranks in one: StatefulRng(gather=True)"
             )
-        saved = from_text(text)
-        saved_devices, devices = _devices(saved.names), _devices(held.name for held in ambient_streams())
+        found = state_under(state, _key(here))
+        ambient = streams_in_force()
+        saved_devices, devices = _devices(found.names), _devices(held.name for held in ambient)
         if saved_devices != devices:
-            found = ", ".join(sorted(devices)) or "none"
-            told = f"the devices {', '.join(sorted(saved_devices)) or 'none'}, initialised here are {found}"
-            self._change(told, seed, derived, ranks)
-            return
-        saved.restore(also=self._also)
-        self._seed, self._derived = self._seed if seed is None else seed, derived
+            initialised = ", ".join(sorted(devices)) or "none"
+            told = f"the devices {', '.join(sorted(saved_devices)) or 'none'}, initialised here are {initialised}"
+            return self._changed(told, size, seed, derived)
+        if ENTROPY.name in found.names and ENTROPY not in ambient:
+            raise StateMismatchError(
+                "the state was saved inside a seeded scope and holds NumPy's fresh entropy (numpy.entropy), which is "
+                "a stream only there; resume inside the same scope: with deterministic(seed)"
+            )
+        found.values_for(ambient, adapt_all(self._also), "error")
+        return _Saved(size, seed, derived, found, "")
 
-    def _change(self, told: str, seed: int | None, derived: int, ranks: Ranks) -> None:
+    def _changed(self, told: str, size: int, seed: int | None, derived: int) -> _Saved:
         if self._on_topology_change == "error":
             raise StateMismatchError(
                 f"the state is of {told}; resume on as many (initialise the devices first), or seed the ranks anew: "
                 'StatefulRng(on_topology_change="derive")'
             )
-        if seed is None:
-            raise StateMismatchError(
-                f"the state is of {told}, and holds no seed to derive from; save it from StatefulRng(seed=...)"
-            )
-        child = fold_in(seed, "topology", derived + 1, "rank", ranks.rank)
-        plan = [held for held in ambient_streams() if held is not ENTROPY or ENTROPY.is_seeded()]
-        plan += adapt_all(self._also)
+        return _Saved(size, seed, derived, RngState({}), told)
+
+    def _derive(self, seed: int, saved: _Saved, ranks: Ranks) -> None:
+        # How often comes first, so that no stream comes twice in a run that changes its size to and fro.
+        path = ("derived", saved.derived + 1, saved.size, ranks.size, "rank", ranks.rank)
+        plan = [*streams_in_force(), *adapt_all(self._also)]
+        warn(
+            f"the state is of {saved.changed or _ELSEWHERE}: the streams do not go on from it but are seeded anew by "
+            f"fold_in({seed}, {', '.join(map(repr, path))}), from the seed that it holds; what follows is not the run "
+            "that was saved",
+            RestoreWarning,
+        )
+        child = fold_in(seed, *path)
         all_or_none(plan, lambda: [held.seed(child) for held in plan])
-        self._seed, self._derived = seed, derived + 1
+        self._seed, self._derived = seed, saved.derived + 1
+
+
+class _Saved(NamedTuple):
+    """What a state dict holds for this rank; in ``changed`` what the topology was, if it is another one here."""
+
+    size: int
+    seed: int | None
+    derived: int
+    state: RngState
+    changed: str
 
 
 def _key(rank: int) -> str:
@@ -168,93 +212,41 @@ def resume(checkpoint: Mapping[str, Any], *, rng: Any, **parts: Any) -> None:
         parts: anything with ``load_state_dict()``: ``model=``, ``optimizer=``, ``loader=`` (a `SeededLoader`).
 
     Raises:
-        TypeError: a part has no ``load_state_dict()``; nothing was changed.
+        TypeError: the checkpoint is no dict, or a part has no ``load_state_dict()``; nothing was changed.
         StateMismatchError: the checkpoint lacks a part; nothing was changed.
 
+    >>> import torch
     >>> model, rng = torch.nn.Linear(2, 2), StatefulRng()
     >>> checkpoint = {"model": model.state_dict(), "rng": rng.state_dict()}
     >>> resume(checkpoint, model=model, rng=rng)
     """
+    if not isinstance(checkpoint, Mapping):
+        raise TypeError(
+            f"resume takes a dict with the state_dict() of each part, got {type(checkpoint).__name__} "
+            f"{short(checkpoint)}; read a file with torch.load(path, weights_only=True)"
+        )
     parts["rng"] = rng  # the last
     for name, part in parts.items():
         if not callable(getattr(part, "load_state_dict", None)):
-            raise TypeError(
-                f"{name}= is {type(part).__name__}, which has no load_state_dict(); bring it to where it was yourself, "
-                "before the streams: a plain DataLoader by taking from it as many batches as were done"
-            )
+            advice = "give a StatefulRng"
+            if name != "rng":
+                advice = (
+                    "bring it to where it was yourself, before the streams: a plain DataLoader by taking from it as "
+                    "many batches as were done"
+                )
+            raise TypeError(f"{name}= is {type(part).__name__}, which has no load_state_dict(); {advice}")
     missing = [name for name in parts if name not in checkpoint]
     if missing:
         raise StateMismatchError(
-            f"the checkpoint has no {', '.join(missing)}, only {', '.join(map(str, checkpoint)) or 'nothing'}; save "
-            "each part's state_dict() under its name"
+            f"the checkpoint has no {', '.join(missing)}, only {_some(checkpoint) or 'nothing'}; save each part's "
+            "state_dict() under its name"
         )
     for name, part in parts.items():
         part.load_state_dict(checkpoint[name])
 
 
-def save_state(path: str | os.PathLike[str], state: RngState) -> None:
-    """Write a state to a file, which ``torch.load(weights_only=True)`` reads as well.
-
-    It is written beside and renamed when it is whole and on the disk: a crash at any moment leaves the old file or the
-    new one.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = os.path.join(folder, "rng.pt")
-    ...     save_state(path, capture())
-    ...     load_state(path) == capture()
-    True
-    """
-    if not isinstance(state, RngState):
-        raise TypeError(f"save_state writes the RngState that capture() gives, got {type(state).__name__} {state!r}")
-    target = Path(path)
-    content = {"format": FILE_FORMAT, "version": VERSION, "state": to_text(state)}
-    beside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")  # which no stream is drawn for
-    try:
-        with open(beside, "xb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, target)
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
-
-
-def load_state(path: str | os.PathLike[str]) -> RngState:
-    """Read back what `save_state` has written.
-
-    Raises:
-        OSError: the file is not there, or cannot be read.
-        StateFormatError: it is truncated, was changed, or is something else.
-    """
-    data = Path(path).read_bytes()
-    try:
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the part of torch that finds the damage raises, OSError included
-        raise StateFormatError(
-            f"{os.fspath(path)!r} is truncated, damaged, or no file of save_state(): {str(error).partition('.')[0]}; "
-            "take another checkpoint"
-        ) from error
-    content = content if isinstance(content, dict) else {}
-    _check_format(content, FILE_FORMAT, f"a file of save_state(): {os.fspath(path)!r}")
-    return from_text(content.get("state"))
-
-
-def _check_format(state: Mapping[str, Any], expected: str, what: str) -> None:
-    if not isinstance(state.get("format"), str) or state["format"] != expected:
-        raise StateFormatError(f"this is not {what}: 'format' is not {expected!r}")
-    version = state.get("version")
-    if type(version) is not int or version != VERSION:
-        raise StateFormatError(f"the state is of version {version!r}, this is for version {VERSION}; update scoped_rng")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Have the disk keep the new name; not every system lets one open a folder."""
-    with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+def _some(names: Iterable[Any]) -> str:
+    first, more = [short(name).strip("'\"") for name in names], ""
+    if len(first) > 8:
+        first, more = first[:6], f" and {len(first) - 6} more"
+    return ", ".join(first) + more
