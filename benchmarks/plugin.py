@@ -73,7 +73,7 @@ def measure(title: str, source: str, names: list[str], rounds: int) -> Section:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    add_rounds(parser, 15)
+    add_rounds(parser, 5)
 
 
 def run(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from statistics import median
@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from scoped_rng import deterministic, fixed_seed, isolated
+from scoped_rng import deterministic, isolated
 
 from .table import Row, Section, add_rounds, report
 from .timing import SLICE, Batch, deeper, interleave, ratio
@@ -220,22 +220,6 @@ CONTENDERS = (
 )
 
 
-@fixed_seed
-def decorated() -> None:
-    pass
-
-
-@fixed_seed
-def endless() -> Iterator[None]:
-    while True:
-        yield
-
-
-def call_decorated(calls: int) -> None:
-    for _ in range(calls):
-        decorated()
-
-
 def enter_reused(calls: int) -> None:
     scope = deterministic(0)
     for _ in range(calls):
@@ -253,17 +237,6 @@ def enter_isolated_seeded(calls: int) -> None:
     for _ in range(calls):
         with isolated(0):
             pass
-
-
-def step_generator() -> Batch:
-    steps = endless()
-    next(steps)  # what follows is taken out and put in again
-
-    def batch(calls: int) -> None:
-        for _ in range(calls):
-            next(steps)
-
-    return batch
 
 
 def compare(title: str, contenders: Sequence[Contender], options: argparse.Namespace, frames: int = 0) -> Section:
@@ -305,12 +278,9 @@ def compare_forms(options: argparse.Namespace) -> Section:
         "the same scope object each time": enter_reused,
         "isolated()": enter_isolated,
         "isolated(0)": enter_isolated_seeded,
-        "an empty function under @fixed_seed": call_decorated,
-        "one step of a generator under @fixed_seed": step_generator(),
     }
-    goals = {"one step of a generator under @fixed_seed": 2.0}
     timings = interleave(batches, rounds=options.rounds)
-    rows = [Row(name, median(its), ratio(its, timings[OURS]), goals.get(name)) for name, its in timings.items()]
+    rows = [Row(name, median(its), ratio(its, timings[OURS])) for name, its in timings.items()]
     return Section("Other forms; ratio: this / the empty scope", "µs", rows)
 
 
@@ -323,14 +293,14 @@ print(1000 * (time.perf_counter() - begin))
 """
 
 
-def first_scope() -> Section:
+def first_scope(processes: int) -> Section:
     """Time the first scope of a process, the import of scoped_rng included, in fresh interpreters."""
     # An installed package is compiled already; for one in a checkout, the first run keeps what it has compiled.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
     def measure(imports: str) -> float:
         command = [sys.executable, "-c", FIRST_SCOPE.format(imports=imports)]
-        runs = [float(subprocess.check_output(command, env=environment)) for _ in range(PROCESSES + 1)]
+        runs = [float(subprocess.check_output(command, env=environment)) for _ in range(processes + 1)]
         return median(runs[1:])
 
     rows = [
@@ -354,7 +324,7 @@ def run(options: argparse.Namespace) -> None:
         compare(f"{FRAMES} frames deeper", CONTENDERS, options, FRAMES),
         compare_forms(options),
         compare_with_gaussians(options),
-        first_scope(),
+        first_scope(min(PROCESSES, max(1, options.rounds // 2))),
     ]
     report(
         sections,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .timing import machine, versions
 
-__all__ = ["Row", "Section", "add_rounds", "print_section", "report"]
+__all__ = ["Row", "Section", "add_rounds", "print_section", "report", "write"]
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,8 @@ class Row:
     ratio: float | None = None
     goal: float | None = None  # of the ratio, or of the value where there is none
     absent: str = ""  # why there is no value
+    series: str = ""  # in a figure: the line that this is a point of,
+    x: float | None = None  # and where on the axis
 
     @property
     def is_met(self) -> bool:
@@ -64,7 +66,12 @@ def report(sections: list[Section], distributions: Iterable[str], method: str, f
     print(f"\n{sum(row.is_met for row in rows)} of {len(rows)} goals met")
     if file:
         numbers = {"versions": found, "machine": where, "method": method, "sections": [asdict(it) for it in sections]}
-        file.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        write(numbers, file)
+
+
+def write(numbers: object, file: Path) -> None:
+    """Write what was measured as JSON."""
+    file.write_text(json.dumps(numbers, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def print_section(section: Section) -> None:

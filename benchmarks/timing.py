@@ -12,7 +12,7 @@ from importlib import metadata
 from time import perf_counter_ns
 from typing import TypeVar
 
-__all__ = ["SLICE", "Batch", "deeper", "interleave", "machine", "ratio", "versions"]
+__all__ = ["SLICE", "Batch", "deeper", "interleave", "machine", "processor", "ratio", "versions"]
 
 T = TypeVar("T")
 # How many µs a batch takes: long enough for the clock not to matter, and short enough for a busy machine's scheduler to
@@ -78,10 +78,11 @@ def versions(distributions: Iterable[str]) -> dict[str, str]:
 def machine() -> str:
     """Return the operating system, the processor, how many of it and how busy they are, in one line."""
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-    return f"{platform.system()} {platform.machine()}, {_processor()}, {os.cpu_count()} logical processors{load}"
+    return f"{platform.system()} {platform.machine()}, {processor()}, {os.cpu_count()} logical processors{load}"
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Return what the processor calls itself."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
