@@ -391,7 +391,7 @@ class TestRecordingAGraph:
 
 # A backend that is not initialised: what waits for its initialisation.
 
-LAZY = ("cuda", "xpu", "mtia")
+LAZY = [name for name in ("cuda", "xpu", "mtia") if hasattr(getattr(torch, name), "default_generators")]
 PENDING: dict[str, Callable[[Any], None]] = {
     "none": lambda module: None,
     "all": lambda module: module.manual_seed_all(7),
@@ -924,6 +924,10 @@ def run_python(code: str) -> str:
     return result.stdout
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.utils.backend_registration, "_setup_privateuseone_for_python_backend"),
+    reason="a backend in Python alone needs a newer torch",
+)
 def test_a_renamed_backend_is_known_by_its_name_and_an_int_names_its_devices() -> None:
     run_python(
         """
@@ -1009,7 +1013,7 @@ def test_scopes_initialise_no_backend() -> None:
 
         with scoped_rng.deterministic(0, strict=True), scoped_rng.isolated(1):
             state = scoped_rng.capture()
-        state.restore()
+        state.restore(missing="skip")  # NumPy's entropy is no stream here
         with scoped_rng.replay(state):
             list(generate())
         """

@@ -128,11 +128,11 @@ class Backend:
         self.in_bad_fork: Callable[[], bool] = getattr(module, "_is_in_bad_fork", lambda: False)
         # MPS and small backends have no such function: they are ready as soon as they are there.
         self.is_initialized: Callable[[], bool] = getattr(module, "is_initialized", self._is_there)
-        self.tracker: Any = getattr(module, "_lazy_seed_tracker", None)
-        call = (
-            self.seed_pending,
-            ["a seed that scoped_rng has queued for a block\n"],
-        )  # torch has the caller's stack here
+        # MTIA before torch 2.8 has a tracker, but no generators to seed.
+        tracked = hasattr(module, "default_generators")
+        self.tracker: Any = getattr(module, "_lazy_seed_tracker", None) if tracked else None
+        # torch has the caller's stack in the place of this text.
+        call = (self.seed_pending, ["a seed that scoped_rng has queued for a block\n"])
         self.queued = (call, [call])
         self._is_capturing: Callable[[], bool] = getattr(module, "is_current_stream_capturing", lambda: False)
         self._streams: list[DeviceStream] = []
