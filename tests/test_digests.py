@@ -100,6 +100,36 @@ def test_a_digest_does_not_depend_on_the_process() -> None:
     assert found == {digest(many()).hex()}
 
 
+class Slotted:  # no __dict__, and so for copies the same key; its repr is an address
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+class Named:
+    """A key by its name, whose repr is an address."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.friends = {self}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
+def friends() -> Named:
+    """Return one of three, in whose sets the order depends on the hashes of texts."""
+    every = [Named(name) for name in "abc"]
+    for each in every:
+        each.friends.update(every)
+    every[2].friends.remove(every[1])
+    return every[0]
+
+
 def many() -> list[Any]:
     return [
         {"b", "a", "c"},
@@ -109,7 +139,38 @@ def many() -> list[Any]:
         torch.ones(2),
         nn.ReLU(),
         random,
+        {adder(1): 1, adder(2): 2, digest: 3, len: 4, Thing: 5, Colour.RED: 6, [].append: 7},
+        {adder(1), adder(2), Slotted(1), Slotted("b"), object(), re.compile("a")},
+        {(Slotted(3), frozenset("abc")): 1, frozenset({"a", ("b", adder(3))}): 2},
+        {Thing(1): 1, torch.ones(1): 2},
+        types.SimpleNamespace(key={Named("a"): adder}),
+        friends(),
     ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ({adder(1): 0}, {adder(2): 0}),
+        ({adder(1)}, {adder(2)}),
+        ({adder(1)}, {adder(1), adder(2)}),
+        ({Slotted(1): 0}, {Slotted(2): 0}),
+        ({(Slotted(1), 0)}, {(Slotted(2), 0)}),
+        ({10**5000: 0}, {10**5001: 0}),
+        ({Thing(1): 0}, {Thing(2): 0}),
+        ({re.compile("a")}, {re.compile("b")}),
+    ],
+)
+def test_keys_and_items_are_digested_as_values_are(first: Any, second: Any) -> None:
+    assert digest(first) == digest(copy.deepcopy(first))
+    assert digest(first) != digest(second)
+
+
+def test_a_key_that_cannot_be_read_is_refused_by_its_path() -> None:
+    with pytest.raises(
+        TypeError, match=re.escape("it[1][<unlocked _thread.lock object>] cannot be read: lock objects")
+    ):
+        digest([0, {threading.Lock(): 1}])
 
 
 TRAINED = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Dropout(0.5))
@@ -168,6 +229,52 @@ def test_what_contains_itself_has_a_digest() -> None:
         return outer
 
     assert digest(ring(1)) == digest(ring(1)) != digest(ring(2))
+    assert digest([ring(1), ring(1)]) == digest([ring(1)] * 2)
+    assert digest(ring(1)) == digest([[1, ring(1)], 1])  # entered elsewhere
+
+
+def test_the_order_of_dicts_that_lead_back_does_not_count() -> None:
+    def family(names: str) -> dict[str, Any]:
+        parent: dict[str, Any] = {}
+        for name in names:
+            parent[name] = {"name": name, "parent": parent}
+        parent["a"]["other"], parent["b"]["other"] = parent["b"], parent["a"]
+        return parent
+
+    assert digest(family("ab")) == digest(family("ba"))
+
+
+GRAPHS = st.lists(
+    st.tuples(st.sampled_from([list, dict, Thing]), st.lists(st.integers(0, 4), max_size=2)), min_size=5, max_size=5
+)
+
+
+def built(graph: list[tuple[type, list[int]]]) -> list[Any]:
+    """Return containers that hold each other, each as told of its number."""
+    made = [kind([]) if kind is Thing else kind() for kind, _ in graph]
+    for each, (_, inside) in zip(made, graph, strict=True):
+        held = [made[number] for number in inside]
+        if isinstance(each, list):
+            each.extend(held)
+        elif isinstance(each, dict):
+            each.update(enumerate(held))
+        else:
+            each.value = held
+    return made
+
+
+@given(GRAPHS)
+def test_digests_tell_whether_values_that_lead_back_differ(graph: list[tuple[type, list[int]]]) -> None:
+    first, *others = built(graph)
+    for other in [*others, copy.deepcopy(first), built(graph)[1]]:
+        assert (digest(first) == digest(other)) == (first_difference(first, other) is None)
+
+
+@given(GRAPHS)
+def test_what_was_digested_before_does_not_count(graph: list[tuple[type, list[int]]]) -> None:
+    digests = Digests()
+    for each in built(graph):
+        assert digests.of(each, "it") == digest(each)
 
 
 def test_a_deep_nesting_has_a_digest() -> None:
@@ -216,8 +323,9 @@ def test_rows_name_every_value_and_what_it_is_in_last() -> None:
     [
         (
             [iter([]), (i for i in ())],
-            "it[1] cannot be read: generator objects have no state that is the same in every",
+            "process; pass a list of what it gives, or the model itself in place of model.parameters()",
         ),
+        (threading.Lock(), "it cannot be read: lock objects have no state that is the same in every process; leave it"),
         ({"x": {Thing(1)}}, "it['x'] cannot be read: set objects have no state"),
         ([torch.empty(1, device="meta")], "it[0] cannot be read: a meta or fake tensor has a shape, but no bits"),
         (torch.zeros(2, 2).to_mkldnn(), "it cannot be read: the layout of the tensor is torch._mkldnn"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import fcntl
 import json
 import os
@@ -12,15 +13,16 @@ import socket
 import subprocess
 import sys
 import textwrap
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 
-from scoped_rng import RngState, StateMismatchError, deterministic, distributed, fold_in
+from scoped_rng import RestoreWarning, RngState, StateMismatchError, deterministic, distributed, fold_in
 from scoped_rng.checkpoint import StatefulRng
 from scoped_rng.distributed import assert_distinct, assert_in_sync, rank_seed, sync_state, synced
 from scoped_rng.distributed.ranks import Ranks, listed
@@ -103,19 +105,32 @@ def test_a_distributed_checkpoint_is_refused_or_derived_from_in_one_process(size
         dcp.load({"rng": StatefulRng()}, checkpoint_id=where, no_dist=True)
     assert kit.everything() == before
     rng = StatefulRng(on_topology_change="derive")
-    dcp.load({"rng": rng}, checkpoint_id=where, no_dist=True)
-    assert kit.continuation(1) == kit.reference(fold_in(3, "topology", 1, "rank", 0))
+    with pytest.warns(RestoreWarning, match="are seeded anew by fold_in"):
+        dcp.load({"rng": rng}, checkpoint_id=where, no_dist=True)
+    assert kit.continuation(1) == kit.reference(fold_in(3, "derived", 1, size, 1, "rank", 0))
 
 
-def test_a_rank_that_dies_is_an_error_on_the_others() -> None:
+def pair(script: str) -> tuple[Future[str], Future[str]]:
+    """Start a script as two ranks that no launcher watches, and return what they will have written."""
     with socket.socket() as probe:
         probe.bind(("localhost", 0))
         port = str(probe.getsockname()[1])
-    script = """
-        import os, signal
+    begin = """
+        import contextlib, os, signal
+        import torch
         import torch.distributed as dist
         from scoped_rng.distributed import DesyncError, assert_in_sync
         dist.init_process_group("gloo")
+    """
+    code = ["-c", textwrap.dedent(begin) + textwrap.dedent(script)]
+    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    with ThreadPoolExecutor() as pool:
+        first, second = (pool.submit(run, code, RANK=str(rank), **environment) for rank in range(2))
+    return first, second
+
+
+def test_a_rank_that_dies_is_an_error_on_the_others() -> None:
+    survivor, killed = pair("""
         assert_in_sync(1, streams=())
         if dist.get_rank() == 1:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -123,14 +138,25 @@ def test_a_rank_that_dies_is_an_error_on_the_others() -> None:
             assert_in_sync(1, streams=())
         except DesyncError as error:
             print(error)
-    """
-    code = ["-c", textwrap.dedent(script)]
-    environment = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
-    with ThreadPoolExecutor() as pool:
-        survivor, killed = (pool.submit(run, code, RANK=str(rank), **environment) for rank in range(2))
-        assert killed.exception(60 * MINUTES) is not None
-        told = "rank 0 has waited for rank 1, and not all of them came or stayed: "
-        assert told in survivor.result(60 * MINUTES)
+    """)
+    assert killed.exception() is not None
+    assert "rank 0 has waited for rank 1, and not all of them came or stayed: " in survivor.result()
+
+
+def test_a_process_whose_check_timed_out_ends() -> None:
+    # The group itself would wait for 30 minutes; rank 1 ends when it hears that rank 0 has.
+    waited, absent = pair("""
+        if dist.get_rank() == 1:
+            with contextlib.suppress(RuntimeError):
+                dist.recv(torch.zeros(1), 0)
+        else:
+            try:
+                assert_in_sync(1, streams=(), timeout=0.5)
+            except DesyncError as error:
+                print(error)
+    """)
+    assert "rank 0 has waited for rank 1, and not all of them came or stayed: timeout=0.5 seconds" in waited.result()
+    absent.result()
 
 
 def test_a_training_that_is_killed_twice_ends_with_the_same_weights(tmp_path: Path) -> None:
@@ -182,28 +208,48 @@ class TestAlone:
         with pytest.raises(ValueError, match=re.escape("group= is given, but no process group is initialised; call")):
             assert_in_sync(group=object())
 
-    @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True, "5"])
+    @pytest.mark.parametrize("timeout", [0, -1, float("inf"), float("nan"), True, "5", datetime.timedelta(1)])
     def test_a_timeout_that_is_none_is_refused(self, timeout: Any) -> None:
-        with pytest.raises(ValueError, match="timeout= is a number of seconds above 0, or None for the group's own"):
+        kind = ValueError if type(timeout) in (int, float) else TypeError
+        told = (
+            f"timeout= is a number of seconds above 0, or None to wait as long as the group does, got {timeout!r}; for"
+        )
+        with pytest.raises(kind, match=re.escape(told)):
             assert_in_sync(timeout=timeout)
+
+    @pytest.mark.parametrize("timeout", [5, 0.5, np.float32(2), np.int64(3), 1e300])
+    def test_any_other_number_of_seconds_is_a_timeout(self, timeout: Any) -> None:
+        assert_in_sync(timeout=timeout)
 
     @pytest.mark.parametrize("src", [-1, 1])
     def test_a_source_that_is_not_there_is_refused(self, src: int) -> None:
-        with pytest.raises(ValueError, match=f"src= is a rank of the group, of 0 to 0, got {src}"):
+        told = f"src= is a rank of the group, an int of 0 to 0, got {src}; count within the group: its first rank is 0"
+        with pytest.raises(ValueError, match=re.escape(told)):
             sync_state(src)
         before = kit.everything()
         with pytest.raises(ValueError, match="src= is a rank of the group"), synced(src):
             pass
         assert kit.everything() == before
 
-    def test_a_source_that_is_no_number_is_refused(self) -> None:
-        with pytest.raises(TypeError, match="'str' object cannot be interpreted as an integer"):
-            sync_state("0")  # type: ignore[arg-type]
+    @pytest.mark.parametrize("src", ["0", 0.0, None, False])
+    def test_a_source_that_is_no_number_is_refused(self, src: Any) -> None:
+        told = f"src= is a rank of the group, an int of 0 to 0, got {src!r}; for the first rank of any group pass 0"
+        with pytest.raises(TypeError, match=re.escape(told)):
+            sync_state(src)
 
     @pytest.mark.parametrize("call", [lambda: assert_in_sync(streams="dice"), lambda: assert_distinct(["dice"])])
     def test_a_stream_that_is_not_there_is_refused(self, call: Any) -> None:
-        with pytest.raises(ValueError, match="streams= names 'dice', not of those here: python, numpy, torch"):
+        told = (
+            "streams= names 'dice', not of those here: python, numpy, torch; name one of these, or register_stream() it"
+        )
+        with pytest.raises(ValueError, match=re.escape(told)):
             call()
+
+    @pytest.mark.parametrize("streams", [5, ["torch", 5], b"torch"])
+    def test_streams_that_are_no_names_are_refused(self, streams: Any) -> None:
+        told = f'streams= is the name of a stream, several of them, or None for all, got {streams!r}; pass "torch", say'
+        with pytest.raises(TypeError, match=re.escape(told)):
+            assert_in_sync(streams=streams)
 
     def test_what_cannot_be_read_is_refused(self) -> None:
         with pytest.raises(TypeError, match=re.escape("objects[1] cannot be read: generator objects")):

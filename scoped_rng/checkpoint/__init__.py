@@ -80,8 +80,16 @@ class StatefulRng:
         ranks = Ranks(self._group)
         # By the rank in the whole job: groups that write into one checkpoint must not take each other's.
         here = ranks.names[ranks.rank]
-        texts = {here: to_text(capture(also=self._also))}
-        if self._gather:
+        texts: dict[int, str] = {}
+
+        def answer() -> tuple[str, bytes]:
+            texts[here] = to_text(capture(also=self._also))
+            return "StatefulRng.state_dict()", b""
+
+        if not self._gather:
+            answer()
+        else:
+            ranks.ask(answer)  # where one rank cannot capture, or has made another call, all hear of it
             texts = dict(zip(ranks.names, ranks.gather_texts(texts[here]), strict=True))
         return {
             "format": FORMAT,

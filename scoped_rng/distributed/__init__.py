@@ -9,8 +9,10 @@ anywhere, objects as long as hashing their bytes on one core. Measured over gloo
 streams took 1.9 times a bare ``all_gather`` of 64 bytes with 2 processes, 1.4 with 4 and 1.0 with 8.
 
 Where that is too much, check in a tree: along the rows and then along the columns of a mesh. If all in each row agree,
-and all in each column, all agree; at 100,000 ranks in a mesh of 316 by 317 that is 40 kB in place of 6.4 MB. A
-difference is told to the ranks of its row and column alone, so every rank goes through both before it raises::
+and all in each column, all agree; at 100,000 ranks in a mesh of 316 by 317 that is 40 kB in place of 6.4 MB.
+
+A difference is told to the ranks of its group alone. Where ranks make calls in several groups, in a tree or in the
+dimensions of a mesh, each rank goes through all of them before it raises, and then tells the whole job::
 
     errors = []
     for dim in ("row", "column"):
@@ -18,8 +20,10 @@ difference is told to the ranks of its row and column alone, so every rank goes 
             assert_in_sync(model, group=mesh.get_group(dim))
         except DesyncError as error:
             errors.append(error)  # the other groups still wait for this rank
-    if errors:
-        raise errors[0]
+    found = torch.tensor(len(errors))  # on the device of the backend
+    torch.distributed.all_reduce(found)  # the ranks of other groups do not know of it
+    if found:
+        raise errors[0] if errors else DesyncError("other ranks are not in sync; see what they have raised")
 """
 
 from __future__ import annotations
@@ -27,8 +31,8 @@ from __future__ import annotations
 import json
 import operator
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Sequence
-from typing import Any, SupportsIndex, TypeVar
+from collections.abc import Iterable
+from typing import Any, SupportsIndex
 
 import torch
 
@@ -45,9 +49,6 @@ from .digests import Digests, Row, digest
 from .ranks import Ranks, listed
 
 __all__ = ["DesyncError", "assert_distinct", "assert_in_sync", "rank_seed", "sync_state", "synced"]
-
-T = TypeVar("T", bound=Hashable)
-_LENGTH = 64  # of a message; the same for all kinds of checks, so that ranks that ask different ones can tell
 
 
 def rank_seed(seed: SupportsIndex, group: Any = None) -> int:
@@ -78,31 +79,37 @@ def assert_in_sync(
         streams: the names of the global streams that must be the same; None for all of them, with an accelerator's
             (``"cuda"``) that of the device that is current; ``()`` for none.
         group: the process group, or None for the default one.
-        timeout: how many seconds to wait for the others, or None for as long as the group does.
+        timeout: how many seconds to wait for the others, or None for as long as the group does. A rank that has waited
+            in vain cannot use the group any more, but can end.
 
     Raises:
         DesyncError: on every rank, naming the ranks that differ from most others (of two, from the lower one), the
-            streams, and the first value inside that differs. Also where a rank makes another call, or does not come.
-        TypeError: an object cannot be read; the other ranks get a `DesyncError`.
+            streams, and the first value inside that differs, or that one of them alone has. Also where a rank makes
+            another call, or does not come.
+        TypeError: an object cannot be read, or an argument is of the wrong kind; the other ranks get a `DesyncError`,
+            as they do for any other error of a call.
+        ValueError: an argument is out of range, or this process is not in the group.
 
     >>> assert_in_sync(torch.nn.Linear(2, 2), {"step": 3})
     """
-    ranks, digests, names = Ranks(group, timeout), Digests(), _names(streams)
+    ranks, digests = Ranks(group, timeout), Digests()
     by_stream: dict[str, bytes] = {}
 
     def answer() -> tuple[str, bytes]:
-        by_stream.update(_digests_of(names))
+        by_stream.update(_digests_of(streams))
         whole = digest(b"".join(digests.of(value, f"objects[{place}]") for place, value in enumerate(objects)))
         named = f"assert_in_sync({len(objects)} objects, streams={_named(by_stream)})"
         return named, digest(b"".join(by_stream.values())) + whole
 
-    answers = _ask(ranks, answer)
+    answers = ranks.ask(answer)
     if len(set(answers)) > 1:
         _explain(ranks, answers, by_stream, digests.rows())
 
 
 def assert_distinct(streams: str | Iterable[str], *, group: Any = None, timeout: float | None = None) -> None:
     """Check that no two ranks have the same random streams, as dropout in data-parallel training must not.
+
+    One collective of 64 bytes a rank; for more than seven streams a second one.
 
     Args:
         streams: the names of the streams that must differ, such as ``"torch"`` or ``"cuda"``, each for itself.
@@ -113,18 +120,18 @@ def assert_distinct(streams: str | Iterable[str], *, group: Any = None, timeout:
 
     >>> assert_distinct("torch")
     """
-    ranks, names = Ranks(group, timeout), _names(streams)
+    ranks = Ranks(group, timeout)
     by_stream: dict[str, bytes] = {}
 
     def answer() -> tuple[str, bytes]:
-        by_stream.update(_digests_of(names))
+        by_stream.update(_digests_of(streams))
         return f"assert_distinct({_named(by_stream)})", b"".join(each[:8] for each in by_stream.values())
 
-    answers = _ask(ranks, answer, max(_LENGTH, 8 + 8 * len(names or ())))
+    answers = ranks.ask(answer)
     told: dict[str, str] = {}
     odd: set[int] = set()
     for place, name in enumerate(by_stream):
-        by_state = _grouped(ranks, [each[8 * place : 8 * place + 8] for each in answers])
+        by_state = ranks.grouped([each[8 * place : 8 * place + 8] for each in answers])
         alike = [group for group in by_state.values() if len(group) > 1]
         if alike:
             told[name] = f"{name} on {', and '.join(map(listed, alike))}"
@@ -194,28 +201,30 @@ def _global_streams() -> dict[str, Held]:
     return found
 
 
-def _names(streams: str | Iterable[str] | None) -> set[str] | None:
-    return None if streams is None else {streams} if isinstance(streams, str) else set(streams)
+def _names(streams: Any) -> set[str] | None:
+    if streams is None:
+        return None
+    names = [streams] if isinstance(streams, str) or not isinstance(streams, Iterable) else list(streams)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(
+            f'streams= is the name of a stream, several of them, or None for all, got {streams!r}; pass "torch", say'
+        )
+    return set(names)
 
 
 def _named(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _grouped(ranks: Ranks, told: Sequence[T]) -> dict[T, list[int]]:
-    """Return the ranks that have told the same, by what they have told."""
-    groups: dict[T, list[int]] = {}
-    for name, each in zip(ranks.names, told, strict=True):
-        groups.setdefault(each, []).append(name)
-    return groups
-
-
-def _digests_of(names: set[str] | None) -> dict[str, bytes]:
+def _digests_of(streams: Any) -> dict[str, bytes]:
     """Return a digest of the state of each stream, in an order that is the same on every rank."""
-    here = _global_streams()
+    names, here = _names(streams), _global_streams()
     strange = set() if names is None else names - here.keys()
     if strange:
-        raise ValueError(f"streams= names {', '.join(map(repr, strange))}, not of those here: {', '.join(here)}")
+        raise ValueError(
+            f"streams= names {', '.join(map(repr, sorted(strange)))}, not of those here: {', '.join(here)}; name "
+            "one of these, or register_stream() it"
+        )
     return {name: _digest_of(held) for name, held in here.items() if names is None or name in names}
 
 
@@ -235,31 +244,6 @@ def _digest_of(held: Held) -> bytes:
     return digest(data + repr(rest).encode())
 
 
-def _ask(ranks: Ranks, answer: Callable[[], tuple[str, bytes]], length: int = _LENGTH) -> list[bytes]:
-    """Return the answer of each rank to the same question; what fails on one rank is an error on every rank."""
-    failure: Exception | None = None
-    try:
-        question, mine = answer()
-        head = digest(question.encode())[:7] + b"\1"
-    except Exception as error:  # the others are waiting, and shall hear of it
-        failure, question, head, mine = error, f"{type(error).__name__}: {error}", bytes(8), b""
-    answers = ranks.gather((head + mine).ljust(length, b"\0"))
-    if len({each[:8] for each in answers}) > 1:
-        told = ranks.gather_texts(question)
-        if failure is None:
-            alike = _grouped(ranks, told)
-            odd = min(alike.values(), key=lambda group: (len(group), -group[0]))
-            raise DesyncError(
-                "the ranks do not ask the same: "
-                + "; ".join(f"{listed(group)}: {text}" for text, group in alike.items())
-                + ". Have every rank of the group make the same calls in the same order",
-                ranks=tuple(odd),
-            )
-    if failure is not None:
-        raise failure
-    return [each[8:] for each in answers]
-
-
 def _explain(ranks: Ranks, answers: list[bytes], by_stream: dict[str, bytes], rows: list[Row]) -> None:
     """Raise on every rank an error that says which ranks differ from most, and where."""
     usual, _ = Counter(answers).most_common(1)[0]
@@ -267,50 +251,71 @@ def _explain(ranks: Ranks, answers: list[bytes], by_stream: dict[str, bytes], ro
     mine = json.dumps([{name: each.hex() for name, each in by_stream.items()}, rows]).encode()
     length = int.from_bytes(ranks.broadcast(len(mine).to_bytes(8, "little"), 8, reference), "little")
     theirs, their_rows = json.loads(ranks.broadcast(mine, length, reference))
-    streams = [name for name, each in by_stream.items() if each.hex() != theirs[name]]
-    findings = ranks.gather_texts(json.dumps([streams, *_first_difference(their_rows, rows)]))
-    groups = _grouped(ranks, list(zip(answers, findings, strict=True)))
+    their_rows = [Row(*row) for row in their_rows]
+    differing = [name for name, each in by_stream.items() if each.hex() != theirs[name]]
+    findings = ranks.gather_texts(json.dumps([differing, *_first_difference(their_rows, rows)]))
+    groups = ranks.grouped(list(zip(answers, findings, strict=True)))
     usual_ranks = [name for (each, _), group in groups.items() if each == usual for name in group]
     odd = [(json.loads(finding), group) for (each, finding), group in groups.items() if each != usual]
     told = []
-    for (streams, path, how), group in odd:
-        places = [f"the stream{'s' if len(streams) > 1 else ''} {', '.join(streams)}"] if streams else []
+    for (names, path, how), group in odd:
+        places = [f"the stream{'s' if len(names) > 1 else ''} {', '.join(names)}"] if names else []
         places += [f"{path} ({how})"] if path else []
         told.append(f"{listed(group)} in {' and '.join(places)}")
+    streams = tuple(dict.fromkeys(name for (names, _, _), _ in odd for name in names))
     raise DesyncError(
         f"the ranks are not in sync: {'; '.join(told)}: not as on {listed(usual_ranks)}. Look for what these ranks "
-        "alone draw or change before this line; sync_state() gives all of them the streams of one",
+        "alone draw or change before this line"
+        + ("; sync_state() gives all of them the streams of one" if streams else ""),
         ranks=tuple(sorted(name for _, group in odd for name in group)),
-        streams=tuple(dict.fromkeys(name for (streams, _, _), _ in odd for name in streams)),
+        streams=streams,
         leaf=next((path for (_, path, _), _ in odd if path), None),
     )
 
 
-def _first_difference(theirs: list[list[str]], mine: list[Row]) -> tuple[str | None, str]:
+def _first_difference(theirs: list[Row], mine: list[Row]) -> tuple[str | None, str]:
     """Return where two tables first differ, and how: in a part if there is one, since those come first."""
-    here = {row.path: row for row in mine}
-    for path, known, shown in theirs:
-        row = here.get(path)
-        if row is not None and row.digest != known:
-            return path, f"{row.shown} against {shown}" if row.shown != shown else f"other bits, {shown}"
+    here, there = ({row.place: row for row in side} for side in (mine, theirs))
+    for known in theirs:
+        row = here.get(known.place, known)
+        if row.digest == known.digest:
+            continue
+        if row.shown != known.shown:
+            return row.path, f"{row.shown} against {known.shown}"
+        if row.is_first and known.is_first:  # what is inside comes with both
+            for side, other, told in ((mine, there, "only there"), (theirs, here, "missing there")):
+                for part in side:
+                    if part.parent == row.place and part.place not in other:
+                        return part.path, f"{told}: {part.shown}"
+        return row.path, f"other bits, {row.shown}"
     return None, ""
 
 
 def _received(src: SupportsIndex, group: Any, timeout: float | None) -> list[tuple[Held, Any]]:
     """Return the streams of this rank, and their values on the rank ``src``."""
-    ranks, here = Ranks(group, timeout), _global_streams()
-    number = operator.index(src)
-    if not 0 <= number < ranks.size:
-        raise ValueError(f"src= is a rank of the group, of 0 to {ranks.size - 1}, got {number}")
-    text = b""
+    ranks, number, text = Ranks(group, timeout), 0, b""
+    here: dict[str, Held] = {}
 
     def answer() -> tuple[str, bytes]:
-        nonlocal text
+        nonlocal number, text
+        here.update(_global_streams())
+        number = _source(src, ranks.size)
         if ranks.rank == number:
             packed = {name: codecs.pack(held) or {} for name, held in here.items()}
             text = to_text(RngState(packed)).encode()
         return f"the streams {_named(here)} of rank {number}", len(text).to_bytes(8, "little")
 
-    length = int.from_bytes(_ask(ranks, answer)[number][:8], "little")
+    told = ranks.ask(answer)
+    length = int.from_bytes(told[number][:8], "little")
     state = from_text(ranks.broadcast(text, length, number).decode())
     return [(held, value) for held, value in state.values_for(list(here.values()), (), "error")]
+
+
+def _source(src: Any, size: int) -> int:
+    expected = f"src= is a rank of the group, an int of 0 to {size - 1}"
+    if isinstance(src, bool) or not hasattr(type(src), "__index__"):
+        raise TypeError(f"{expected}, got {src!r}; for the first rank of any group pass 0")
+    number = operator.index(src)
+    if not 0 <= number < size:
+        raise ValueError(f"{expected}, got {number}; count within the group: its first rank is 0")
+    return number

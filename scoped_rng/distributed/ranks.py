@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import datetime
 import math
+import numbers
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..errors import DesyncError
 from ..streams.buffers import without_modes
+from .digests import digest
 
 __all__ = ["Ranks", "listed"]
+
+T = TypeVar("T", bound=Hashable)
+_LENGTH = 64  # of the first message of every call, so that ranks that make different ones can tell
+_GRACE = 1.0  # seconds: gloo gives up by itself in milliseconds, and a process that ends before that is aborted
 
 
 class Ranks:
@@ -22,15 +30,15 @@ class Ranks:
 
     Args:
         group: a process group, or None for the default one.
-        timeout: how many seconds to wait for the others, or None for as long as the group does.
+        timeout: how many seconds to wait for the others, or None for as long as the group does. One that cannot be is
+            an error of the first `ask`, where the others hear of it.
     """
 
     def __init__(self, group: Any = None, timeout: float | None = None) -> None:
-        if timeout is not None and (
-            isinstance(timeout, bool) or not isinstance(timeout, (int, float)) or not 0 < timeout < math.inf
-        ):
-            raise ValueError(f"timeout= is a number of seconds above 0, or None for the group's own, got {timeout!r}")
         self._group, self._timeout = group, timeout
+        self._seconds: float | None = None
+        with contextlib.suppress(TypeError, ValueError):
+            self._seconds = _checked(timeout)
         self.rank, self.size = 0, 1
         if dist.is_available() and dist.is_initialized():
             self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
@@ -47,7 +55,54 @@ class Ranks:
         """The ranks of the group as they count in the whole job."""
         if not (dist.is_available() and dist.is_initialized()):
             return [0]
-        return dist.get_process_group_ranks(dist.group.WORLD if self._group is None else self._group)
+        return dist.get_process_group_ranks(self._joined)
+
+    @property
+    def _joined(self) -> Any:
+        return dist.group.WORLD if self._group is None else self._group
+
+    def ask(self, answer: Callable[[], tuple[str, bytes]]) -> list[bytes]:
+        """Return the answer of each rank to the same question; what fails on one rank is an error on every rank.
+
+        Args:
+            answer: returns the call that is made, and what this rank has to say: as long on every rank that makes the
+                same call. All that can be wrong with the call is checked in it.
+
+        Raises:
+            DesyncError: on another rank something fails, or another call is made.
+        """
+        failure: Exception | None = None
+        try:
+            _checked(self._timeout)
+            question, mine = answer()
+            head = digest(question.encode())[:7] + b"\1"
+        except Exception as error:  # the others are waiting, and shall hear of it
+            failure, question, head, mine = error, f"{type(error).__name__}: {error}", bytes(8), b""
+        first = _LENGTH - len(head)
+        answers = self.gather((head + mine[:first]).ljust(_LENGTH, b"\0"))
+        if len({each[: len(head)] for each in answers}) > 1:
+            told = self.gather_texts(question)
+            if failure is None:
+                alike = self.grouped(told)
+                fewest = min(alike.values(), key=lambda group: (len(group), -group[0]))
+                failed = [name for name, each in zip(self.names, answers, strict=True) if not any(each[: len(head)])]
+                raise DesyncError(
+                    "the ranks do not ask the same: "
+                    + "; ".join(f"{listed(group)}: {text}" for text, group in alike.items())
+                    + ". Have every rank of the group make the same calls in the same order",
+                    ranks=tuple(failed or fewest),
+                )
+        if failure is not None:
+            raise failure
+        more = self.gather(mine[first:]) if len(mine) > first else [b""] * self.size
+        return [each[len(head) :] + rest for each, rest in zip(answers, more, strict=True)]
+
+    def grouped(self, told: Sequence[T]) -> dict[T, list[int]]:
+        """Return the ranks that have told the same, by what they have told."""
+        groups: dict[T, list[int]] = {}
+        for name, each in zip(self.names, told, strict=True):
+            groups.setdefault(each, []).append(name)
+        return groups
 
     def gather(self, data: bytes) -> list[bytes]:
         """Return what each rank gives; all of the same length."""
@@ -56,7 +111,11 @@ class Ranks:
         with without_modes():
             mine = self._tensor(data)
             all_of_them = [torch.empty_like(mine) for _ in range(self.size)]
-            self._wait(lambda: dist.all_gather(all_of_them, mine, self._group, async_op=True))
+            options = self._options("AllgatherOptions")
+            if options is None:
+                self._wait(lambda: dist.all_gather(all_of_them, mine, self._group, async_op=True))
+            else:
+                self._wait(lambda: self._joined.allgather([all_of_them], [mine], options))
             together = torch.cat(all_of_them).cpu().numpy().tobytes()
         return [together[start : start + len(data)] for start in range(0, len(together), len(data))]
 
@@ -66,7 +125,12 @@ class Ranks:
             return data
         with without_modes():
             tensor = self._tensor(data if self.rank == src else bytes(length))
-            self._wait(lambda: dist.broadcast(tensor, self.names[src], self._group, async_op=True))
+            options = self._options("BroadcastOptions")
+            if options is None:
+                self._wait(lambda: dist.broadcast(tensor, self.names[src], self._group, async_op=True))
+            else:
+                options.rootRank = src
+                self._wait(lambda: self._joined.broadcast([tensor], options))
             return tensor.cpu().numpy().tobytes()
 
     def gather_texts(self, text: str) -> list[str]:
@@ -81,29 +145,55 @@ class Ranks:
 
     def _device(self) -> torch.device:
         """Return where the group's backend takes tensors; in main memory if it can."""
-        backends = dist.get_backend_config(dist.group.WORLD if self._group is None else self._group)
-        kinds = [pair.partition(":")[0] for pair in backends.split(",")]
+        kinds = [pair.partition(":")[0] for pair in dist.get_backend_config(self._joined).split(",")]
         return torch.device("cpu" if "cpu" in kinds else kinds[0])
 
+    def _options(self, name: str) -> Any:
+        """Return the options of a collective that ends in time, or None where it is to end as the group says.
+
+        A thread of gloo's waits for a collective as long as that may take, 30 minutes unless the group says otherwise,
+        and a process does not end before its threads. The public functions take no timeout.
+        """
+        options: Any = getattr(dist.distributed_c10d, name, lambda: None)()
+        if self._seconds is None or not hasattr(options, "timeout"):
+            return None
+        # gloo counts in milliseconds, and no further than some centuries
+        options.timeout = datetime.timedelta(milliseconds=math.ceil(1000 * min(self._seconds, 1e8)))
+        options.asyncOp = True
+        return options
+
     def _wait(self, start: Callable[[], Any]) -> None:
+        end = math.inf if self._seconds is None else time.monotonic() + self._seconds
         try:
             work = start()
-            if self._timeout is not None:
-                # Not wait(timeout): what that means depends on the backend.
-                end, pause = time.monotonic() + self._timeout, 2e-5
-                while not work.is_completed():
-                    if time.monotonic() > end:
-                        raise RuntimeError(f"timeout={self._timeout:g} seconds are over")
-                    time.sleep(pause)
-                    pause = min(2 * pause, 0.01)
+            pause = 2e-5
+            while end < math.inf and not work.is_completed():  # not wait(timeout): each backend means another thing
+                if time.monotonic() > end + _GRACE:
+                    raise RuntimeError
+                time.sleep(pause)
+                pause = min(2 * pause, 0.01)
             work.wait()
         except RuntimeError as error:
+            is_late = time.monotonic() > end
             others = [name for rank, name in enumerate(self.names) if rank != self.rank]
             raise DesyncError(
                 f"rank {self.names[self.rank]} has waited for {listed(others)}, and not all of them came or stayed: "
-                f"{str(error).splitlines()[0]}. They have ended, hang, or do not make the same calls in the same "
-                "order. The group cannot be used any more: end this process"
+                f"{f'timeout={self._seconds:g} seconds are over' if is_late else str(error).splitlines()[0]}. "
+                "They have ended, hang, or do not make the same calls in the same order. The group cannot be used any "
+                "more: end this process"
             ) from error
+
+
+def _checked(timeout: Any) -> float | None:
+    if timeout is None:
+        return None
+    is_number = isinstance(timeout, numbers.Real) and not isinstance(timeout, bool)
+    if not (is_number and 0 < timeout < math.inf):
+        raise (ValueError if is_number else TypeError)(
+            f"timeout= is a number of seconds above 0, or None to wait as long as the group does, got {timeout!r}; for "
+            "a minute pass 60"
+        )
+    return float(timeout)
 
 
 def listed(ranks: list[int]) -> str:

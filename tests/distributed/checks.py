@@ -12,6 +12,7 @@ import random
 import re
 import sys
 import traceback
+import types
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.device_mesh import init_device_mesh
 
 from scoped_rng import (
+    RestoreWarning,
     StateFormatError,
     StateMismatchError,
     deterministic,
@@ -37,7 +39,8 @@ from scoped_rng import (
     unregister_stream,
 )
 from scoped_rng.checkpoint import StatefulRng, resume
-from scoped_rng.distributed import DesyncError, assert_distinct, assert_in_sync, rank_seed, sync_state, synced
+from scoped_rng.distributed import DesyncError, assert_distinct, assert_in_sync, rank_seed, ranks, sync_state, synced
+from scoped_rng.distributed.ranks import Ranks
 from tests import kit
 
 SIZES = (2, 4)
@@ -68,15 +71,15 @@ def others(odd: int) -> str:
 
 
 @contextlib.contextmanager
-def all_raise(message: str, **attributes: Any) -> Iterator[None]:
+def all_raise(message: str, **attributes: Any) -> Iterator[pytest.ExceptionInfo[DesyncError]]:
     """Expect a DesyncError with the same message on every rank."""
     with pytest.raises(DesyncError, match=re.escape(message)) as caught:
-        yield
+        yield caught
     for name, expected in attributes.items():
         assert getattr(caught.value, name) == expected, name
-    told: list[Any] = [None] * size()
-    dist.all_gather_object(told, str(caught.value))
-    assert len(set(told)) == 1
+    texts: list[Any] = [None] * size()
+    dist.all_gather_object(texts, str(caught.value))
+    assert len(set(texts)) == 1
 
 
 def model() -> nn.Module:
@@ -186,11 +189,51 @@ def ranks_are_told_by_what_they_differ_in(folder: Path) -> None:
 
 
 @check()
-def what_only_one_rank_has_is_told_by_what_it_is_in(folder: Path) -> None:
-    with all_raise("rank 1 in objects[0]['x'] (other bits, dict)", leaf="objects[0]['x']"):
-        assert_in_sync({"x": {"a": 1, **({"b": 2} if rank() == 1 else {})}}, streams=())
-    with all_raise("rank 1 in objects[0] (OrderedDict against dict)", leaf="objects[0]"):
-        assert_in_sync((OrderedDict if rank() == 1 else dict)(a=1), streams=())
+def what_only_one_rank_has_is_named_with_who_has_it(folder: Path) -> None:
+    usual, more = {"x": {"a": 1}, "y": 0}, {"x": {"a": 1, "b": 2}, "y": 0}
+    for ours, theirs, told in ((usual, more, "only there: 2"), (more, usual, "missing there: 2")):
+        with all_raise(f"rank 1 in objects[0]['x']['b'] ({told}): not as on {others(1)}", leaf="objects[0]['x']['b']"):
+            assert_in_sync(theirs if rank() == 1 else ours, streams=())
+    for ours, theirs, path, told in (
+        ([0], [0, {"a": 1}], "[1]", "only there: dict"),
+        ({"a", "b"}, {"b"}, "{'a'}", "missing there: 'a'"),
+        ({("a", 1): 0}, {("a", 1): 0, ("a", 2): 0}, "[('a', 2)]", "only there: 0"),
+        ({"a": 1}, OrderedDict(a=1), "", "OrderedDict against dict"),
+        (OrderedDict(a=1, b=2), OrderedDict(b=2, a=1), "", "other bits, OrderedDict"),
+    ):
+        with all_raise(f"rank 1 in objects[0]{path} ({told})", leaf=f"objects[0]{path}"):
+            assert_in_sync(theirs if rank() == 1 else ours, streams=())
+
+
+@check()
+def what_is_shared_on_one_rank_alone_is_named_as_a_whole(folder: Path) -> None:
+    shared = {"a": 1}
+    with all_raise("rank 1 in objects[0]['q'] (other bits, dict)", leaf="objects[0]['q']"):
+        assert_in_sync({"p": shared, "q": {"a": 1, "b": 2} if rank() == 1 else shared}, streams=())
+
+
+@check()
+def keys_that_show_an_address_are_the_same_on_every_rank(folder: Path) -> None:
+    ballast = [lambda: None for _ in range(7 * rank())]  # so that no address is that of another rank
+    value: dict[Any, Any] = {model: 1, object(): 2, (lambda: 1): 3}
+    assert_in_sync({**value, "more": {rank_seed, lambda: 2}}, streams=())
+    if rank() == 1:
+        value[rank] = len(ballast)
+    with all_raise("rank 1 in objects[0][<function rank>] (only there: 7)", leaf="objects[0][<function rank>]"):
+        assert_in_sync(value, streams=())
+
+
+@check()
+def what_leads_back_is_named_where_it_differs(folder: Path) -> None:
+    root: dict[str, Any] = {}
+    for name in random.sample("abc", 3):  # in another order on each rank
+        root[name] = {"parent": root, "name": name}
+    with isolated(0):
+        assert_in_sync(root)
+    if rank() == 1:
+        root["b"]["more"] = 5
+    with all_raise("rank 1 in objects[0]['b']['more'] (only there: 5)"):
+        assert_in_sync(root, streams=())
 
 
 @check()
@@ -203,12 +246,40 @@ def what_cannot_be_read_on_one_rank_is_an_error_on_every_rank(folder: Path) -> N
             assert_in_sync(0)
     with pytest.raises(TypeError, match="cannot be read: a meta or fake tensor"):  # on all of them
         assert_in_sync(torch.empty(1, device="meta"))
-    if rank() == 1:
-        with pytest.raises(ValueError, match="streams= names 'dice', not of those here: python, numpy, torch"):
-            assert_distinct("dice")
-    else:
-        with pytest.raises(DesyncError, match="rank 1: ValueError: streams= names 'dice'"):
-            assert_distinct("torch")
+    with all_raise("objects[0] (1 against 0): not as on rank") as caught, deterministic(0):
+        assert_in_sync(int(rank() == size() - 1))
+    assert "sync_state" not in str(caught.value)  # which would not help
+
+
+WRONG: list[tuple[str, type[Exception], Callable[[], Any]]] = [
+    ("streams= names 'dice', not of those here: python,", ValueError, lambda: assert_distinct("dice")),
+    ("streams= is the name of a stream, several of them, or", TypeError, lambda: assert_in_sync(streams=5)),  # type: ignore[arg-type]
+    ("streams= is the name of a stream, several of them, or", TypeError, lambda: assert_distinct([b"torch"])),  # type: ignore[list-item]
+    ("timeout= is a number of seconds above 0, or None", ValueError, lambda: assert_in_sync(timeout=0)),
+    ("timeout= is a number of seconds above 0, or None", ValueError, lambda: sync_state(timeout=-1)),
+    ("timeout= is a number of seconds above 0, or None", TypeError, lambda: assert_distinct("torch", timeout="5")),  # type: ignore[arg-type]
+    ("src= is a rank of the group, an int of 0 to ", ValueError, lambda: sync_state(-1)),
+    ("src= is a rank of the group, an int of 0 to ", ValueError, lambda: sync_state(size())),
+    ("src= is a rank of the group, an int of 0 to ", TypeError, lambda: sync_state("0")),  # type: ignore[arg-type]
+    ("src= is a rank of the group, an int of 0 to ", TypeError, lambda: synced(True).__enter__()),
+]
+
+
+@check()
+def a_wrong_argument_on_one_rank_is_an_error_on_every_rank(folder: Path) -> None:
+    before = kit.everything()
+    for told, kind, wrong in WRONG:
+        for odd in (0, size() - 1):
+            if rank() == odd:
+                with pytest.raises(kind, match=re.escape(told)):
+                    wrong()
+            else:
+                with pytest.raises(DesyncError, match=re.escape(f"rank {odd}: {kind.__name__}: {told}")) as caught:
+                    sync_state()
+                assert caught.value.ranks == (odd,)
+        with pytest.raises(kind, match=re.escape(told)):  # on all of them
+            wrong()
+    assert kit.everything() == before
 
 
 @check()
@@ -219,6 +290,23 @@ def another_call_on_one_rank_is_an_error_on_every_rank(folder: Path) -> None:
             assert_distinct("torch")
         else:
             assert_in_sync(1, 2, streams=())
+    more = [f"dice{number}" for number in range(8)]
+    for name in more:
+        register_stream(name, random.Random(rank()))
+    try:
+        assert_distinct(["python", *more])  # more than there is room for in one message
+        for call in (assert_in_sync, sync_state):
+            with all_raise("rank 1: assert_distinct(python, dice0,", ranks=(1,)):
+                if rank() == 1:
+                    assert_distinct(["python", *more])
+                else:
+                    call()
+        random.seed(0)
+        with all_raise("streams that must differ are the same: python on rank", streams=("python",)):
+            assert_distinct(["python", *more])
+    finally:
+        for name in more:
+            unregister_stream(name)
     with all_raise("the streams python, numpy, torch of rank 0; rank 1: the streams python, numpy, torch of rank 1"):
         sync_state(int(rank() == 1))
     with all_raise("rank 1: assert_in_sync(0 objects, streams=python, numpy, torch, numpy.entropy)"):
@@ -260,7 +348,9 @@ def a_check_of_the_streams_is_one_collective_of_64_bytes(folder: Path) -> None:
         assert_in_sync()
         assert_in_sync(model())
         assert_distinct([])
-    assert sent == [64, 64, 64]
+        with pytest.raises(DesyncError):
+            assert_distinct(["python"])
+    assert sent == [64, 64, 64, 64]
 
 
 @check()
@@ -360,8 +450,9 @@ def a_group_of_some_ranks_is_asked_alone(folder: Path) -> None:
             for call in (rank_seed, lambda seed, group: assert_in_sync(seed, group=group)):
                 with pytest.raises(ValueError, match="this process is not in the group"):
                     call(0, pair)
-        with pytest.raises(ValueError, match=f"src= is a rank of the group, of 0 to {size() - 1}, got {size()}"):
-            sync_state(size())
+        if rank() < 2:
+            with pytest.raises(ValueError, match="src= is a rank of the group, an int of 0 to 1, got 2; count within"):
+                sync_state(2, pair)
 
 
 @check(4)
@@ -403,6 +494,25 @@ def rows_and_then_columns_find_what_all_would_find(folder: Path) -> None:
     dist.all_gather_object(hit, found)
     assert [each[0] for each in hit] == [0, 0, 0, 0]
     assert [each[1] for each in hit] == [1, 0, 2, 1]
+
+
+@check(4)
+def who_asks_two_groups_and_then_all_hears_of_both(folder: Path) -> None:
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("dp", "tp"))
+    dp, tp = mesh.get_group("dp"), mesh.get_group("tp")
+    for drift in (False, True):
+        with deterministic(rank_seed(0, dp)):
+            if drift and rank() == 3:
+                torch.rand(1)
+            errors = []
+            for call in (lambda: assert_in_sync(group=tp), lambda: assert_distinct("torch", group=dp)):
+                try:
+                    call()
+                except DesyncError as error:
+                    errors.append(error)
+            found = torch.tensor(len(errors))
+            dist.all_reduce(found)
+            assert (len(errors), int(found)) == ((int(rank() >= 2), 2) if drift else (0, 0))
 
 
 @check()
@@ -466,9 +576,11 @@ def another_number_of_ranks_is_an_error_or_derives_new_streams(folder: Path) -> 
 
         generator = torch.Generator()
         rng = StatefulRng(on_topology_change="derive", also=generator)
-        rng.load_state_dict(saved)
-        assert kit.continuation(1) == kit.reference(fold_in(9, "topology", 1, "rank", rank()))
-        assert generator.initial_seed() == fold_in(fold_in(9, "topology", 1, "rank", rank()), "also", 0)
+        with pytest.warns(RestoreWarning, match="are seeded anew by fold_in"):
+            rng.load_state_dict(saved)
+        child = fold_in(9, "derived", 1, source.size(), size(), "rank", rank())
+        assert kit.continuation(1) == kit.reference(child)
+        assert generator.initial_seed() == fold_in(child, "also", 0)
         assert_distinct(["python", "numpy", "torch"])
         again = rng.state_dict()
         assert (again["world_size"], again["seed"], again["derived"]) == (size(), 9, 1)
@@ -499,8 +611,9 @@ def a_distributed_checkpoint_of_more_ranks_is_refused_or_derived_from(folder: Pa
         assert kit.everything() == before
         with isolated():
             rng = StatefulRng(group=half, on_topology_change="derive")
-            dcp.load({"rng": rng}, checkpoint_id=str(folder / "four"), process_group=half)
-            assert kit.continuation(1) == kit.reference(fold_in(3, "topology", 1, "rank", rank()))
+            with pytest.warns(RestoreWarning, match="are seeded anew by fold_in"):
+                dcp.load({"rng": rng}, checkpoint_id=str(folder / "four"), process_group=half)
+            assert kit.continuation(1) == kit.reference(fold_in(3, "derived", 1, 4, 2, "rank", rank()))
 
 
 @check(4)
@@ -518,9 +631,21 @@ def a_distributed_checkpoint_of_fewer_ranks_is_refused_or_derived_from(folder: P
         dcp.load({"rng": StatefulRng()}, checkpoint_id=where, planner=partly)
     assert kit.everything() == before
     with isolated():
-        dcp.load({"rng": StatefulRng(on_topology_change="derive")}, checkpoint_id=where, planner=partly)
-        assert kit.continuation(1) == kit.reference(fold_in(3, "topology", 1, "rank", rank()))
+        with pytest.warns(RestoreWarning, match="are seeded anew by fold_in"):
+            dcp.load({"rng": StatefulRng(on_topology_change="derive")}, checkpoint_id=where, planner=partly)
+        assert kit.continuation(1) == kit.reference(fold_in(3, "derived", 1, 2, 4, "rank", rank()))
         assert_distinct("torch")
+
+
+@check()
+def a_rank_that_cannot_save_its_streams_is_heard_by_all(folder: Path) -> None:
+    class Broken(random.Random):
+        def getstate(self) -> Any:
+            raise OSError("no state today")
+
+    rng = StatefulRng(gather=True, also=Broken() if rank() == size() - 1 else random.Random())
+    with pytest.raises(OSError if rank() == size() - 1 else DesyncError, match="no state today"):
+        rng.state_dict()
 
 
 @check()
@@ -546,6 +671,30 @@ def a_rank_that_does_not_come_is_an_error_in_time(folder: Path) -> None:
     if rank() == 0:
         with pytest.raises(DesyncError, match="The group cannot be used any more: end this process"):
             sync_state(group=patient)
+    dist.barrier()
+
+
+@check()
+def a_source_that_does_not_come_is_an_error_in_time(folder: Path) -> None:
+    group = dist.new_group()
+    if rank() == 0:
+        with pytest.raises(DesyncError, match=re.escape("timeout=0.2 seconds are over.")):
+            Ranks(group, 0.2).broadcast(b"", 8, 1)
+    dist.barrier()
+
+
+@check()
+def a_torch_whose_collectives_take_no_timeout_waits_as_well(folder: Path) -> None:
+    group = dist.new_group(timeout=datetime.timedelta(seconds=5))
+    older = types.ModuleType("dist")
+    vars(older).update(vars(dist), distributed_c10d=types.SimpleNamespace(BroadcastOptions=object))
+    with pytest.MonkeyPatch.context() as patch, deterministic(rank()):
+        patch.setattr(ranks, "dist", older)
+        sync_state(timeout=30)
+        assert_in_sync(timeout=30)
+        if rank() == 0:
+            with pytest.raises(DesyncError, match=re.escape("timeout=0.2 seconds are over.")):
+                assert_in_sync(group=group, timeout=0.2)
     dist.barrier()
 
 
