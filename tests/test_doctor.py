@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from scoped_rng.cli import doctor
+import scoped_rng.cli.doctor as doctor
 from scoped_rng.cli.doctor import CHECKS, Finding, examine, is_well
 from scoped_rng.flags import NAMES
 from tests import kit

@@ -65,7 +65,7 @@ def commands() -> list[Any]:
 
 
 def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
-    assert {block.language for block in BLOCKS} == {"python", "bash", "diff", "toml"}
+    assert {block.language for block in BLOCKS} == {"python", "text", "bash", "diff", "toml"}
 
 
 def is_for_pytest(block: Block) -> bool:
@@ -83,7 +83,9 @@ def test_a_block_of_tests_passes_under_pytest(block: Block, options: tuple[str, 
 
 
 @of("python")
-def test_a_block_of_python_runs_as_it_stands(block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_of_python_runs_as_it_stands(
+    block: Block, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     for name, module in {"cupy": test_recipes.fake_cupy(), **fake_frameworks.modules()}.items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -97,6 +99,9 @@ def test_a_block_of_python_runs_as_it_stands(block: Block, tmp_path: Path, monke
     finally:
         for name in re.findall(r'^register_stream\("(\w+)"', block.code, re.MULTILINE):
             unregister_stream(name)
+    behind = BLOCKS[BLOCKS.index(block) + 1]
+    if behind.language == "text":  # what it prints
+        assert capsys.readouterr().out == behind.code
 
 
 @of("bash")
