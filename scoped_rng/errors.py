@@ -5,8 +5,10 @@ An error is raised for what is refused before anything is touched; a warning tel
 
 from __future__ import annotations
 
+import reprlib
 import sys
 import warnings
+from typing import Any
 
 __all__ = [
     "ConcurrentScopeError",
@@ -20,6 +22,7 @@ __all__ = [
     "StateFormatError",
     "StateMismatchError",
     "TraceFormatError",
+    "shown",
     "warn",
 ]
 
@@ -75,7 +78,7 @@ class ScopeOrderWarning(RuntimeWarning):
 
 
 class RestoreWarning(RuntimeWarning):
-    """Tell of what could not be put back: while the body's own exception goes on, or of a state that does not fit here."""
+    """Tell of what could not be put back: beside the body's own exception, or of a state that does not fit here."""
 
 
 class DeterminismWarning(UserWarning):
@@ -84,6 +87,14 @@ class DeterminismWarning(UserWarning):
 
 class LeakWarning(UserWarning):
     """Tell of a test that leaves a global stream moved or a flag changed (``--rng-leaks=warn``)."""
+
+
+def shown(value: Any) -> str:
+    """Return the ``repr`` of what a file or dict holds, cut short for a message."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no int of more than 4300 digits, and reprlib tries before it cuts
+        return f"{type(value).__name__} with a very large number"
 
 
 def warn(message: str, category: type[Warning]) -> None:

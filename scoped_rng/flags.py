@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from .errors import DeterminismWarning, warn
+from .streams.registry import put_all
 
 __all__ = ["NAMES", "STRICT", "WARN", "Flags"]
 
@@ -93,12 +96,18 @@ class Flags:
 
     def put(self, value: Values) -> None:
         """Set every flag to the value in ``value``."""
-        self._put_switches(value)
-        if self._cuda_is_built and os.environ.get(CUBLAS) != value[7]:
-            if value[7] is None:
-                del os.environ[CUBLAS]
-            else:
-                os.environ[CUBLAS] = value[7]
+        try:
+            self._put_switches(value)
+        except BaseException:  # one that cannot be set; the others can, and first all at once, which is faster
+            with contextlib.suppress(Exception):
+                put_all([*map(partial, self._write, value), partial(self._put_algorithms, value)])
+            raise
+        finally:
+            if self._cuda_is_built and os.environ.get(CUBLAS) != value[7]:
+                if value[7] is None:
+                    del os.environ[CUBLAS]
+                else:
+                    os.environ[CUBLAS] = value[7]
 
     def _put_switches(self, value: Values) -> None:
         cudnn, benchmark, mkldnn, fill = self._write
@@ -106,9 +115,14 @@ class Flags:
         benchmark(value[1])
         mkldnn(value[2])
         fill(value[3])
-        self._set_algorithms(value[4], warn_only=value[5])
-        if INDUCTOR in sys.modules:
-            write_inductor(value[6])
+        self._put_algorithms(value)
+
+    def _put_algorithms(self, value: Values) -> None:
+        try:
+            self._set_algorithms(value[4], warn_only=value[5])
+        finally:
+            if INDUCTOR in sys.modules:
+                write_inductor(value[6])
 
     def seed(self, seed: int) -> None:
         """Make torch deterministic: operations that cannot be warn, or raise if strict. The seed does not matter."""

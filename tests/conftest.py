@@ -19,6 +19,16 @@ hypothesis.settings.register_profile("long", deadline=None, max_examples=2000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--long", action="store_true", help="all random schedules, hostile inputs and faults, not a few")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Say whether a test that takes a sample shall take all."""
+    return bool(request.config.getoption("long"))
+
+
 @pytest.fixture(autouse=True)
 def process_as_found() -> Iterator[None]:
     """Check that a test leaves no scope open and no flag changed, and put its streams back."""

@@ -6,7 +6,6 @@ inside the package, until a run comes to its end before its line is reached.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import sys
@@ -23,15 +22,12 @@ import torch
 
 import scoped_rng
 from scoped_rng import (
-    RestoreError,
     capture,
     deterministic,
     fixed_seed,
     isolated,
-    register_stream,
     replay,
     scope,
-    unregister_stream,
 )
 from scoped_rng.scope import activation
 from scoped_rng.streams import numpy as numpy_streams
@@ -232,6 +228,20 @@ def test_the_first_line_of_exit_is_the_only_one_that_is_not_protected() -> None:
     assert unprotected == [True]
 
 
+class Fails:
+    """A method that raises from its N-th call on, for so many calls."""
+
+    def __init__(self, method: Callable[..., Any], first: int, count: int, error: type[BaseException] = Boom) -> None:
+        self.method, self.first, self.last, self.error = method, first, first + count - 1, error
+        self.calls = 0
+
+    def __call__(self, *arguments: Any) -> Any:
+        self.calls += 1
+        if self.first <= self.calls <= self.last:
+            raise self.error("no")
+        return self.method(*arguments)
+
+
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "not open"])
 def test_an_interrupt_while_the_activation_to_leave_is_looked_up_goes_on(
     is_open: bool, monkeypatch: pytest.MonkeyPatch
@@ -423,157 +433,3 @@ def leave_all() -> None:
     """Leave a scope of the body's own whose ``__exit__`` was interrupted at its first line."""
     while activation._stack:
         activation._stack[-1].scope.__exit__(None, None, None)
-
-
-# An ordinary exception at each thing that the package does to each stream.
-
-
-def held_by_name(name: str) -> Any:
-    """Return what the package holds the stream by."""
-    (held,) = [held for held in deterministic(7).plan() if held.name == name]
-    return held
-
-
-@pytest.fixture(params=[held.name for held in deterministic(7).plan()] + ["dice"])
-def stream(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Give the name of each thing that a scope covers; dice is one that a user has registered."""
-    register_stream("dice", random.Random(6))
-    yield request.param
-    unregister_stream("dice")
-
-
-class Fails:
-    """A method that raises from its N-th call on, for so many calls."""
-
-    def __init__(self, method: Callable[..., Any], first: int, count: int, error: type[BaseException] = Boom) -> None:
-        self.method, self.first, self.last, self.error = method, first, first + count - 1, error
-        self.calls = 0
-
-    def __call__(self, *arguments: Any) -> Any:
-        self.calls += 1
-        if self.first <= self.calls <= self.last:
-            raise self.error("no")
-        return self.method(*arguments)
-
-
-def generator_form(held: Any, body: Callable[[], Any]) -> Any:
-    """Go through a generator that holds an inner scope open where it gives way."""
-
-    @held
-    def generate() -> Iterator[Any]:
-        with deterministic(5):
-            yield body()
-
-    return list(generate())
-
-
-def coroutine_form(held: Any, body: Callable[[], Any]) -> Any:
-    """Go through a coroutine that holds an inner scope open where it gives way."""
-
-    @held
-    async def run() -> Any:
-        with deterministic(5):
-            await pause()
-            return body()
-
-    coroutine = run()
-    coroutine.send(None)
-    with contextlib.suppress(StopIteration):
-        coroutine.send(None)
-
-
-def async_generator_form(held: Any, body: Callable[[], Any]) -> Any:
-    """Go through an async generator that holds an inner scope open where it gives way, and waits when it is closed."""
-
-    @held
-    async def generate() -> Any:
-        try:
-            with deterministic(5):
-                await pause()
-                yield body()
-        finally:
-            await pause()
-
-    generator = generate()
-    for step in (generator.asend(None), generator.asend(None)):
-        with contextlib.suppress(StopIteration, StopAsyncIteration):
-            while True:
-                step.send(None)
-
-
-FORMS = {
-    "with": kit.FORMS["with"],
-    "function": kit.FORMS["function"],
-    "generator": generator_form,
-    "coroutine": coroutine_form,
-    "async generator": async_generator_form,
-}
-
-
-def all_but(name: str) -> dict[str, Any]:
-    """Return the value of everything that a scope covers but ``name``, in a form that can be compared."""
-    values = {}
-    for held in deterministic(7).plan():
-        if held.name != name:
-            values[held.name] = comparable(held.take())
-    return values
-
-
-def comparable(value: Any) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.tolist()
-    return tuple(map(comparable, value)) if isinstance(value, (tuple, list)) else value
-
-
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("method", ["take", "seed"])
-@pytest.mark.parametrize("count", [1, 1000], ids=["once", "for good"])
-@pytest.mark.filterwarnings("ignore::scoped_rng.errors.RestoreWarning")
-def test_a_stream_that_cannot_be_read_or_seeded_at_any_moment_leaves_the_process_as_it_was(
-    form: Any, method: str, count: int, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = held_by_name(stream)
-    before, dice = process(), held_by_name("dice").take()
-    for call in itertools.count(1):
-        with monkeypatch.context() as patch:
-            fails = Fails(getattr(held, method), call, count)
-            patch.setattr(held, method, fails, raising=False)
-            try:
-                form(deterministic(7), draw)
-            except Boom:
-                failed = True
-            else:
-                failed = False
-        assert process() == before, f"call {call}"
-        assert held_by_name("dice").take() == dice
-        if fails.calls < call:
-            break
-        assert failed, f"call {call} has failed and nobody was told"
-    assert call > 1, "the method was never called"
-
-
-@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-@pytest.mark.parametrize("count", [1, 1000], ids=["once", "for good"])
-@pytest.mark.filterwarnings("ignore::scoped_rng.errors.RestoreWarning")
-def test_a_stream_that_cannot_be_put_at_any_moment_is_told_of_and_all_others_are_as_they_were(
-    form: Any, count: int, stream: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    held = held_by_name(stream)
-    before, rest, value = process(), all_but(stream), held.take()
-    for call in itertools.count(1):
-        with monkeypatch.context() as patch:
-            fails = Fails(held.put, call, count)
-            patch.setattr(held, "put", fails, raising=False)
-            try:
-                form(deterministic(7), draw)
-            except (Boom, RestoreError):
-                failed = True
-            else:
-                failed = False
-        assert all_but(stream) == rest, f"call {call}"
-        held.put(value)
-        assert process() == before, f"call {call}"
-        if fails.calls < call:
-            break
-        assert failed, f"call {call} has failed and nobody was told"
-    assert call > 1, "the method was never called"

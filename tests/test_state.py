@@ -112,6 +112,17 @@ def test_a_restored_state_goes_on_as_it_was_with_every_cached_gaussian(way: Any,
     assert [kit.draws() for _ in range(3)] == expected
 
 
+@pytest.mark.parametrize("before", range(2))
+def test_numpys_own_function_tells_the_same_of_a_restored_state(way: Any, before: int) -> None:
+    np.random.seed(5)
+    np.random.standard_normal(before)
+    expected = repr(np.random.get_state(legacy=False))
+    state = way(capture())
+    np.random.standard_normal(3)
+    state.restore()
+    assert repr(np.random.get_state(legacy=False)) == expected
+
+
 def test_capturing_changes_nothing() -> None:
     kit.draws()
     before, asked = kit.everything(), bit_generator.randbits  # type: ignore[attr-defined]
@@ -595,6 +606,11 @@ def test_streams_of_other_values_are_refused(streams: Any, what: str) -> None:
     refused({**capture().state_dict(), "streams": streams}, "streams", what)
 
 
+@pytest.mark.parametrize("stream", [3, "python", [1.0], torch.zeros(3, dtype=torch.uint8)], ids=repr)
+def test_a_stream_that_is_no_dict_is_refused(stream: Any) -> None:
+    refused({**capture().state_dict(), "streams": {"python": stream}}, "python", "is not a dict")
+
+
 def test_a_dict_without_streams_is_refused() -> None:
     damaged = capture().state_dict()
     del damaged["streams"]
@@ -923,38 +939,65 @@ def put_into(packed: Any, path: str, value: Any) -> None:
     pair[1] = value
 
 
+KEYS_OF_BITS = {
+    "": "bit_generator, state, has_uint32, uinteger",
+    "state": "state, inc",
+}
+
+
 @pytest.mark.parametrize(
-    ("name", "path", "value"),
+    ("name", "path", "value", "what"),
     [
-        ("PCG64", "state.inc", 2),  # even: a shorter period
-        ("PCG64DXSM", "state.inc", 0),
-        ("PCG64", "state.inc", 2**128 + 1),
-        ("PCG64", "state.state", -1),
-        ("PCG64", "state.state", 2**128),
-        ("PCG64", "state.state", 1.0),
-        ("PCG64", "has_uint32", 2),
-        ("PCG64", "has_uint32", -1),
-        ("PCG64", "uinteger", 2**32),
-        ("PCG64", "uinteger", -1),
-        ("PCG64", "bit_generator", "PCG65"),
-        ("PCG64", "bit_generator", "Generator"),
-        ("PCG64", "bit_generator", 3),
-        ("PCG64", "state", {"type": "None"}),
-        ("Philox", "buffer_pos", 5),
-        ("Philox", "buffer_pos", -1),
-        ("Philox", "buffer_pos", 2**40),
-        ("Philox", "buffer", {"type": "None"}),
-        ("Philox", "state.key", [1, 2]),
-        ("SFC64", "state.state", 3),
-        ("SFC64", "has_uint32", 2**32 + 1),
-        ("MT19937", "state.pos", 625),
-        ("MT19937", "state.key", 3),
+        ("PCG64", "state.inc", 2, "an increment is even"),  # a shorter period
+        ("PCG64DXSM", "state.inc", 0, "an increment is even"),
+        ("PCG64", "state.inc", 2**128 + 1, f"{2**128 + 1} is out of range"),
+        ("PCG64", "state.state", -1, "-1 is out of range"),
+        ("PCG64", "state.state", 2**128, f"{2**128} is out of range"),
+        ("PCG64", "state.state", 1.0, "1.0 is out of range"),
+        ("PCG64", "has_uint32", 2, "a position is out of range"),
+        ("PCG64", "has_uint32", -1, "-1 is out of range"),
+        ("PCG64", "uinteger", 2**32, "a word is out of range"),
+        ("PCG64", "uinteger", -1, "-1 is out of range"),
+        ("PCG64", "bit_generator", "PCG65", "an unknown bit generator"),
+        ("PCG64", "bit_generator", "Generator", "an unknown bit generator"),
+        ("PCG64", "bit_generator", 3, "an unknown bit generator"),
+        ("PCG64", "state", {"type": "None"}, "the keys are not state, inc"),
+        ("Philox", "buffer_pos", 5, "a position is out of range"),
+        ("Philox", "buffer_pos", -1, "-1 is out of range"),
+        ("Philox", "buffer_pos", 2**40, "a position is out of range"),
+        ("Philox", "buffer", {"type": "None"}, "an array is not of uint64 and (4,)"),
+        ("Philox", "state.key", [1, 2], "an array is not of uint64 and (2,)"),
+        ("SFC64", "state.state", 3, "an array is not of uint64 and (4,)"),
+        ("SFC64", "has_uint32", 2**32 + 1, "a position is out of range"),
+        ("MT19937", "state.pos", 625, "the position 625 is not in [0, 624]"),
+        ("MT19937", "state.key", 3, "an array is not of uint32 and (624,)"),
     ],
 )
-def test_a_bit_generator_out_of_range_is_refused(name: str, path: str, value: Any) -> None:
+def test_a_bit_generator_out_of_range_is_refused(name: str, path: str, value: Any, what: str) -> None:
     damaged = bits_dict(name)
     put_into(damaged["streams"]["also[0]"]["bits"], path, value)
-    refused(damaged, "also[0]")
+    refused(damaged, "also[0]", what)
+
+
+@pytest.mark.parametrize("bits", [3, "PCG64", [], {"type": "None"}, {"type": "dict", "items": []}], ids=repr)
+def test_a_bit_generator_of_another_form_is_refused(bits: Any) -> None:
+    damaged = bits_dict("PCG64")
+    damaged["streams"]["also[0]"]["bits"] = bits
+    refused(damaged, "also[0]", "an unknown bit generator")
+
+
+@pytest.mark.parametrize(("path", "keys"), KEYS_OF_BITS.items(), ids=["outside", "inside"])
+def test_a_key_too_many_in_a_bit_generator_is_refused(path: str, keys: str) -> None:
+    damaged = bits_dict("PCG64")
+    packed = damaged["streams"]["also[0]"]["bits"]
+    (dict(packed["items"])[path] if path else packed)["items"].append(["more", 3])
+    refused(damaged, "also[0]", f"the keys are not {keys}")
+
+
+@pytest.mark.parametrize("dtype", ["<i4", "<f4"])
+def test_numpys_words_of_another_type_are_refused(state_dict: Any, dtype: str) -> None:
+    numpy_key(state_dict["streams"]["numpy"])["dtype"] = dtype
+    refused(state_dict, "numpy", "an array is not of uint32 and (624,)")
 
 
 @pytest.mark.parametrize("name", BIT_GENERATORS)
@@ -967,26 +1010,36 @@ def test_a_bit_generator_under_the_name_of_another_is_refused(name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("key", "value", "what"),
     [
-        ("n_children_spawned", -1),
-        ("n_children_spawned", 0.5),
-        ("n_children_spawned", 2**40),
-        ("pool_size", 0),
-        ("pool_size", -4),
-        ("pool_size", 2**40),
-        ("pool_size", 2**15),  # it takes the square of it in time
-        ("spawn_key", 3),
-        ("spawn_key", [-1]),
-        ("entropy", -1),
-        ("entropy", 0.5),
-        ("entropy", {"type": "None"}),  # which would ask the operating system, another time each
+        ("n_children_spawned", -1, "-1 children"),
+        ("n_children_spawned", 0.5, "0.5 children"),
+        ("n_children_spawned", 2**32, f"{2**32} children"),
+        ("pool_size", 0, "a pool of 0 words"),
+        ("pool_size", -4, "a pool of -4 words"),
+        ("pool_size", 3, "a pool of 3 words"),
+        ("pool_size", 4.0, "a pool of 4.0 words"),
+        ("pool_size", 1025, "a pool of 1025 words"),  # it takes the square of it in time
+        ("spawn_key", 3, "a spawn key of 3"),
+        ("spawn_key", [-1], None),
+        ("entropy", -1, None),
+        ("entropy", 0.5, None),
+        ("entropy", {"type": "None"}, "a spawn key of ()"),  # which would ask the operating system, another time each
     ],
 )
-def test_a_spawn_state_out_of_range_is_refused(key: str, value: Any) -> None:
+def test_a_spawn_state_out_of_range_is_refused(key: str, value: Any, what: str | None) -> None:
     damaged = bits_dict("PCG64")
     put_into(damaged["streams"]["also[0]"]["spawning"], key, value)
-    refused(damaged, "also[0]")
+    refused(damaged, "also[0]", what)
+
+
+@pytest.mark.parametrize("pool", [4, 1024])
+@pytest.mark.parametrize("count", [0, 2**32 - 1])
+def test_a_spawn_state_at_the_ends_of_its_range_is_read(pool: int, count: int) -> None:
+    seeds = np.random.SeedSequence(1, pool_size=pool, n_children_spawned=count)
+    generator = np.random.Generator(np.random.PCG64(seeds))
+    state = capture(also=generator)
+    assert through_dict(state) == state
 
 
 @pytest.mark.parametrize("spawning", [3, [], {"type": "None"}, {"type": "dict", "items": [["more", 1]]}], ids=repr)
@@ -1010,6 +1063,7 @@ BUFFER = {"dtype": "float32", "shape": [2], "bytes": torch.zeros(8, dtype=torch.
         {"shape": [-2]},
         {"shape": [2.0]},
         {"shape": [-1, -2]},
+        {"shape": [-1, -1, 2]},
         {"shape": 2},
         {"shape": "2"},
         {"shape": [2**40]},
@@ -1388,6 +1442,12 @@ def test_an_object_whose_state_is_a_very_large_int_comes_back_from_a_file(value:
     assert box.value == value
 
 
+@pytest.mark.parametrize("value", [2**1024, 2**2039, 2**2040, -(2**2040)], ids=lambda value: value.bit_length())
+def test_a_very_large_int_takes_no_more_bytes_than_it_needs(value: int) -> None:
+    written = capture(also=Box(value)).state_dict()["streams"]["also[0]"]["state"]
+    assert len(written["bytes"]) == value.bit_length() // 8 + 1  # with a bit for the sign
+
+
 def test_a_subclass_of_random_with_a_state_of_its_own_is_captured_as_an_object(way: Any) -> None:
     class Counting(random.Random):
         count = 0
@@ -1647,6 +1707,25 @@ def test_a_device_that_is_not_here_is_an_error_unless_it_is_skipped(use: Any) ->
     state = RngState.from_state_dict(state_dict)
     mismatch(use, state, (), not_here("cuda:7"))
     use(state, (), "skip")
+
+
+@pytest.mark.parametrize("length", [1, 2**16])
+def test_a_devices_state_of_a_sensible_length_is_read(length: int) -> None:
+    state_dict = capture().state_dict()
+    data = torch.ones(length, dtype=torch.uint8)
+    state_dict["streams"]["cuda:7"] = {"kind": "torch", "device": "cuda", "bytes": data}
+    assert "cuda:7" in RngState.from_state_dict(state_dict).names
+
+
+@pytest.mark.parametrize(
+    ("device", "data"),
+    [(7, torch.ones(16, dtype=torch.uint8)), ("cuda", "sixteen"), ("cuda", [1] * 16), ("cpu", "bytes")],
+    ids=["an index", "a text", "a list", "of the CPU"],
+)
+def test_a_devices_state_of_another_form_is_refused(device: Any, data: Any) -> None:
+    state_dict = capture().state_dict()
+    state_dict["streams"]["cuda:7"] = {"kind": "torch", "device": device, "bytes": data}
+    refused(state_dict, "cuda:7", "a torch state is not a device and bytes")
 
 
 @pytest.mark.parametrize("bytes_", [torch.zeros(0, dtype=torch.uint8), torch.zeros(2**16 + 1, dtype=torch.uint8)])

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from reprlib import repr as short
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 from ..distributed.ranks import Ranks, listed
-from ..errors import RestoreWarning, StateFormatError, StateMismatchError, warn
+from ..errors import RestoreWarning, StateFormatError, StateMismatchError, shown, warn
 from ..scope.activation import all_or_none
 from ..seeds import check_bool, check_seed, fold_in
 from ..state import RngState, capture, streams_in_force
@@ -141,7 +140,7 @@ class StatefulRng:
         seed: Any = state.get("seed")
         for name, number in (("world_size", size), ("derived", derived), ("seed", 0 if seed is None else seed)):
             if type(number) is not int or not int(name == "world_size") <= number < 1 << 64:
-                raise StateFormatError(f"{name!r} of the state cannot be {short(number)}; take another checkpoint")
+                raise StateFormatError(f"{name!r} of the state cannot be {shown(number)}; take another checkpoint")
         if size != ranks.size:
             return self._changed(f"{size} ranks, here are {ranks.size}", size, seed, derived)
         here = ranks.names[ranks.rank]
@@ -231,7 +230,7 @@ def resume(checkpoint: Mapping[str, Any], *, rng: Any, **parts: Any) -> None:
     if not isinstance(checkpoint, Mapping):
         raise TypeError(
             f"resume takes a dict with the state_dict() of each part, got {type(checkpoint).__name__} "
-            f"{short(checkpoint)}; read a file with torch.load(path, weights_only=True)"
+            f"{shown(checkpoint)}; read a file with torch.load(path, weights_only=True)"
         )
     parts["rng"] = rng  # the last
     for name, part in parts.items():
@@ -254,7 +253,7 @@ def resume(checkpoint: Mapping[str, Any], *, rng: Any, **parts: Any) -> None:
 
 
 def _some(names: Iterable[Any]) -> str:
-    first, more = [short(name).strip("'\"") for name in names], ""
+    first, more = [shown(name).strip("'\"") for name in names], ""
     if len(first) > 8:
         first, more = first[:6], f" and {len(first) - 6} more"
     return ", ".join(first) + more

@@ -11,12 +11,11 @@ import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
 from pathlib import Path
-from reprlib import repr as short
 from typing import Any
 
 import torch
 
-from ..errors import StateFormatError
+from ..errors import StateFormatError, shown
 from ..state import RngState
 from ..state.text import from_text, to_text
 
@@ -109,7 +108,7 @@ def check_format(state: Mapping[str, Any], expected: str, what: str) -> None:
     version = state.get("version")
     if type(version) is not int or version != VERSION:
         raise StateFormatError(
-            f"the state is of version {short(version)}, this is for version {VERSION}; update scoped_rng"
+            f"the state is of version {shown(version)}, this is for version {VERSION}; update scoped_rng"
         )
 
 

@@ -6,7 +6,6 @@ import contextlib
 import copyreg
 import enum
 import re
-import reprlib
 import types
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
@@ -19,6 +18,7 @@ from torch.nn.parameter import is_lazy
 
 from ..compare import array_bits
 from ..compare.parts import Label, NoBits, Parts, has_bits, has_identity, parts, state_parts
+from ..errors import shown
 from ..streams.buffers import without_modes
 
 __all__ = ["Digests", "Row", "digest"]
@@ -179,7 +179,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{value.dtype} of {[] if isinstance(value, torch.Tensor) and is_lazy(value) else list(value.shape)}"
     if isinstance(value, (str, bytes, int, float, complex, type(None))):
-        return reprlib.repr(value)
+        return shown(value)
     return type(value).__qualname__
 
 

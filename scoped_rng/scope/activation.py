@@ -25,6 +25,7 @@ __all__ = ["Activation", "Transaction", "all_or_none", "ambient_value", "find", 
 
 
 T = TypeVar("T")
+Link = tuple["Activation", Any]  # and the link of what it is in, or None
 
 
 class Transaction:
@@ -90,7 +91,6 @@ class Activation(Transaction):
 
     left_early = False
     is_guest = False  # round code whose own scopes may be older or outlive it: the halves of a fixture
-    parent: Activation | None = None
     thread = 0
     task: weakref.ref[Any] | None = None
     # While suspended: this activation and those that its body has opened, last opened first, with their values.
@@ -121,7 +121,7 @@ class Activation(Transaction):
                 self._hand_over()
             self.put_back()
             self._pop()
-        if self.inside:
+        if _suspended:  # also where it was interrupted before anything was taken out
             self.inside = ()
             _suspended.pop(id(self), None)
 
@@ -173,16 +173,17 @@ class Activation(Transaction):
         _suspended.pop(id(self), None)
 
     def _push(self) -> None:
-        self.parent = None if _chain.get() is None else _innermost_here()
+        within = _link_here()
         self.thread = threading.get_ident()
         self.task = _current_task()
         _stack.append(self)
-        _chain.set(self)
+        _chain.set((self, within))
 
     def _pop(self) -> None:
         # A fixture is left in another context than it was entered in; there the chain is not ours to change.
-        if _chain.get() is self:
-            _chain.set(self.parent)
+        link = _chain.get()
+        if link is not None and link[0] is self:
+            _chain.set(link[1])
         _stack.remove(self)
 
     def _hand_over(self) -> None:
@@ -244,10 +245,11 @@ for _method in ("__init__", "start", "stop", "suspend", "resume", "report"):
     skipped(getattr(Activation, _method))
 
 
-# The open activations of the process, innermost last; and the innermost of each context, by which an entry knows what
-# it is nested in: a context is inherited by child tasks, by asyncio.run and by to_thread.
+# The open activations of the process, innermost last; and the innermost of each context with a link to those round it,
+# by which an entry knows what it is nested in: a context is inherited by child tasks, by asyncio.run and by to_thread.
+# A link never changes: what an activation is in where it is resumed, contexts that were copied inside it are not in.
 _stack: list[Activation] = []
-_chain: contextvars.ContextVar[Activation | None] = contextvars.ContextVar("scoped_rng", default=None)
+_chain: contextvars.ContextVar[Link | None] = contextvars.ContextVar("scoped_rng", default=None)
 _suspended: dict[int, Activation] = {}
 # Reentrant, since the garbage collector may close a generator that holds a scope at any line.
 _lock = threading.RLock()
@@ -255,10 +257,15 @@ _lock = threading.RLock()
 
 def _innermost_here() -> Activation | None:
     """Return the innermost activation of this context that is still open."""
-    activation = _chain.get()
-    while activation is not None and activation not in _stack:
-        activation = activation.parent
-    return activation
+    link = _link_here()
+    return None if link is None else link[0]
+
+
+def _link_here() -> Link | None:
+    link = _chain.get()
+    while link is not None and link[0] not in _stack:
+        link = link[1]
+    return link
 
 
 def _current_task() -> weakref.ref[Any] | None:
@@ -307,10 +314,10 @@ def _after_fork_in_child() -> None:
     global _lock
     _lock = threading.RLock()
     here = []
-    activation = _chain.get()
-    while activation is not None:
-        here.append(activation)
-        activation = activation.parent
+    link = _chain.get()
+    while link is not None:
+        here.append(link[0])
+        link = link[1]
     _stack[:] = [activation for activation in _stack if activation in here]
 
 

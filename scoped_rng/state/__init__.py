@@ -7,7 +7,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..dynamo import never_compile
-from ..errors import RestoreWarning, StateFormatError, StateMismatchError, warn
+from ..errors import RestoreWarning, StateFormatError, StateMismatchError, shown, warn
 
 if TYPE_CHECKING:
     from ..streams.registry import Held
@@ -169,9 +169,13 @@ class RngState:
         version = state_dict.get("version")
         if type(version) is not int or version != VERSION:
             raise StateFormatError(
-                f"the state is of version {version!r}, this is for version {VERSION}; update scoped_rng"
+                f"the state is of version {shown(version)}, this is for version {VERSION}; update scoped_rng"
             )
-        return cls(codecs.from_tensors(state_dict.get("streams")))
+        packed = codecs.from_tensors(state_dict.get("streams"))
+        try:
+            return cls(packed)
+        except RecursionError as error:
+            raise StateFormatError("the state dict is nested too deep to be one; nothing was changed") from error
 
 
 @never_compile

@@ -273,9 +273,10 @@ def from_tensors(streams: Any) -> dict[str, Plain]:
         name = "also"
         _expect(positions == list(range(len(positions))), f"has objects only at the positions {positions}")
     except Exception as error:  # a hostile dict can make any of the checks fail in its own way
+        told = f"{name!r}: {error}"
+        told = told if len(told) <= 300 else f"{told[:300]}..."
         raise StateFormatError(
-            f"the state dict is damaged or foreign: {name!r}: {error}; nothing was changed, load it from a whole "
-            "checkpoint"
+            f"the state dict is damaged or foreign: {told}; nothing was changed, load it from a whole checkpoint"
         ) from error
     return packed
 
@@ -292,8 +293,11 @@ def _from_tensors(item: Any) -> Any:
         return [_from_tensors(inner) for inner in item]
     if isinstance(item, torch.Tensor):
         with without_modes():
+            memory = item.untyped_storage().nbytes()
+            _expect(item.numel() * item.element_size() <= memory, "a tensor of more elements than its memory has")
             return _from_tensor(item.detach().cpu())
     _expect(type(item) in (str, int, float), f"a {type(item).__name__}")
+    _expect(type(item) is not int or item.bit_length() <= 1024, "an int of more than 1024 bits")  # as `encode` writes
     return item
 
 

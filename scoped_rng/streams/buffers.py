@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 import torch.utils._python_dispatch as python_dispatch
 from torch.nn.parameter import is_lazy
+
+from .registry import put_all
 
 __all__ = ["BuffersValue", "ModuleBuffers", "ModuleTable", "copies_of", "put_copies", "without_modes"]
 
@@ -70,9 +73,7 @@ class ModuleBuffers:
         return BuffersValue(tables, copies_of(buffers.values()))
 
     def put(self, value: BuffersValue) -> None:
-        for table in value.tables:
-            table.put()
-        put_copies(value.copies)
+        put_all([*(table.put for table in value.tables), partial(put_copies, value.copies)])
 
     def seed(self, seed: int) -> None:
         """Do nothing: buffers are not random."""
@@ -86,15 +87,17 @@ def copies_of(tensors: Iterable[torch.Tensor]) -> list[tuple[torch.Tensor, torch
 
 def put_copies(copies: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
     """Make each tensor what its copy is, behind autograd's back."""
-    for tensor, copy in copies:
-        with without_modes():
-            if tensor.is_inference():  # which torch refuses to write to outside of inference mode
-                torch.inference_mode()(_put_copy)(tensor, copy)
-            else:
-                _put_copy(tensor, copy)
+    with without_modes():
+        put_all([partial(_put_copy, tensor, copy) for tensor, copy in copies])
 
 
 def _put_copy(tensor: torch.Tensor, copy: torch.Tensor) -> None:
+    # torch refuses to write to an inference tensor outside of inference mode.
+    with torch.inference_mode() if tensor.is_inference() else contextlib.nullcontext():
+        _put_data(tensor, copy)
+
+
+def _put_data(tensor: torch.Tensor, copy: torch.Tensor) -> None:
     # Through .data, autograd's version counter stays as it is, and backward() behind the block works.
     alike = tensor.shape == copy.shape and tensor.dtype == copy.dtype and tensor.device == copy.device
     if alike and tensor.layout is torch.strided:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+
+from .registry import put_all
 
 __all__ = ["check_devices", "device_streams"]
 
@@ -103,13 +106,14 @@ class PendingSeeds:
 
     def put(self, value: Any) -> None:
         _PENDING_SEED[0], waiting = value
+        puts: list[Callable[[], Any]] = []
         for (backend, tracker, _, _), (seed_all, seed, order, streams) in zip(self._waiting, waiting, strict=True):
             tracker.manual_seed_all_cb, tracker.manual_seed_cb, tracker.call_order = seed_all, seed, order
             if streams is not None:
-                for stream, state in streams:
-                    stream.put(state)
+                puts += [partial(stream.put, state) for stream, state in streams]
             elif backend.is_initialized():  # meanwhile, by the body
-                backend.run_pending(order)
+                puts.append(partial(backend.run_pending, order))
+        put_all(puts)
 
     def seed(self, seed: int) -> None:
         _PENDING_SEED[0] = seed

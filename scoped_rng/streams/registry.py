@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from ..seeds import fold_in
@@ -15,6 +15,7 @@ __all__ = [
     "Keyed",
     "is_global",
     "is_stream",
+    "put_all",
     "register_stream",
     "unregister_stream",
 ]
@@ -69,6 +70,19 @@ class Keyed:
 
     def seed(self, seed: int) -> None:
         self.held.seed(fold_in(seed, *self._path))
+
+
+def put_all(puts: Iterable[Callable[[], Any]]) -> None:
+    """Call each, the later ones also where one fails, and raise the first failure; an interrupt goes before it."""
+    failure: BaseException | None = None
+    for put in puts:
+        try:
+            put()
+        except BaseException as error:
+            if failure is None or not isinstance(error, Exception):
+                failure = error
+    if failure is not None:
+        raise failure
 
 
 REGISTERED: dict[str, Held] = {}
