@@ -435,17 +435,40 @@ def test_with_a_trace_the_failure_names_the_first_op(runs: int) -> None:
     line = step.__code__.co_firstlineno + 2
     assert parting(lambda: assert_repeatable(step, torch.ones(3), runs=runs, trace=True)) == (
         f"  the runs part at aten::mul.Tensor (record 1, forward) at {__file__}:{line} in step: something that it "
-        "reads differs, and no op before it made that: it came from outside torch. Its other arguments are (1.0) and "
-        "(2.0). No random stream had parted by then: look for a file or the order of a directory, the time, the order "
-        "of a set (PYTHONHASHSEED), another thread or process, or a generator made before the recording."
+        "reads differs, and no op before it made that: it came from outside torch. It was called with (1.0) in "
+        "the first run and with (2.0) in the second. No random stream had parted by then: look for what was read from "
+        "a file, the order of a directory or of a set (PYTHONHASHSEED), the time, another thread or process, or a "
+        "generator made before the recording."
     )
 
 
 def test_with_a_trace_a_failure_outside_of_torch_says_so() -> None:
     ticks = Ticking()
     assert parting(lambda: assert_repeatable(lambda: (torch.ones(3), ticks()), trace=True)) == (
-        "  the torch ops of both runs agree: what differs came from elsewhere"
+        "  the torch ops of both runs agree: what differs came from elsewhere, or is memory that no op has written"
     )
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_the_general_hint_stays_away_where_a_trace_has_named_the_op(raises: bool) -> None:
+    ticks = Ticking()
+
+    def fn() -> torch.Tensor:
+        late = ticks() == 2
+        result = torch.ones(3) * (2.0 if late else 1.0)
+        if raises and late:
+            raise ValueError("second time")
+        return result
+
+    told = message(lambda: assert_repeatable(fn, trace=True))
+    assert told.endswith(" or a generator made before the recording.")
+    assert "Look for what" not in told
+
+
+def test_the_general_hint_is_given_where_a_trace_has_named_no_op() -> None:
+    ticks = Ticking()
+    told = message(lambda: assert_repeatable(lambda: (torch.ones(3), ticks()), trace=True))
+    assert "has written\nThe runs drew the same numbers. Look for what stays" in told
 
 
 def test_with_a_trace_an_error_of_a_later_run_names_the_op_as_well() -> None:

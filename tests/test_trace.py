@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import os
 import random
@@ -211,6 +212,43 @@ def test_lines_of_libraries_are_not_the_users() -> None:
     assert places._of_user("<stdin>")
 
 
+def test_a_recording_inside_of_a_module_knows_the_modules_round_it() -> None:
+    traces: list[Trace] = []
+
+    class Recorded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            with record() as trace:
+                x = self.layer(x) + 1
+            traces.append(trace)
+            return x
+
+    nn.Sequential(nn.Sequential(Recorded()))(torch.ones(1, 2))
+    (found,) = ({one.op: one.module for one in trace} for trace in traces)
+    assert (found["aten::addmm"], found["aten::add.Tensor"]) == ("0.0.layer", "0.0")
+
+
+def test_a_recording_that_was_begun_by_another_function_has_lines_and_modules() -> None:
+    def begin(stack: contextlib.ExitStack) -> Trace:
+        return stack.enter_context(record())
+
+    with contextlib.ExitStack() as stack:
+        trace = begin(stack)
+        nn.Linear(2, 2)(torch.ones(1, 2))
+    found = trace[-1]
+    assert found.source is not None
+    assert (found.op, found.module, found.source.file) == ("aten::addmm", "Linear", __file__)
+
+
+def test_lines_of_what_wraps_a_deprecated_function_are_not_the_users() -> None:
+    import typing_extensions
+
+    assert not places._of_user(typing_extensions.__file__)
+
+
 def test_without_a_line_of_the_user_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(places, "_is_users", {frame.filename: False for frame in _stack()})
     monkeypatch.setattr(places, "_of_user", lambda file: False)
@@ -328,18 +366,21 @@ def test_in_a_seeded_scope_entropy_is_a_stream() -> None:
     assert trace[1].entropy is None
 
 
-def test_where_states_cannot_be_read_in_place_they_are_looked_at_as_inputs_enter(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("stream", ["python", "numpy"])
+def test_a_state_that_cannot_be_read_in_place_is_looked_at_as_inputs_enter(
+    stream: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_STREAMS_ARE_CHEAP", False)
+    other = {"python": "numpy", "numpy": "python"}[stream]
+    monkeypatch.setattr({"python": observe.PYTHON, "numpy": observe.NUMPY}[stream], "memory", lambda: None)
     outside = torch.ones(1)
     with record() as trace:
         torch.zeros(1)
-        random.random()
+        kit.draw(stream)
         one = outside + 1
-        random.random()
+        kit.draw(stream)
+        kit.draw(other)
         one + 1
-    assert [bool(one.streams) for one in trace] == [False, True, False]
+    assert [set(one.streams) for one in trace] == [{other, "numpy.entropy"}, {stream}, {other}]
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -442,7 +483,7 @@ def test_memory_that_was_never_written_is_kept_no_longer_than_it_lives() -> None
 
 
 def test_what_is_kept_does_not_grow_with_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_STREAMS_ARE_CHEAP", False)
+    monkeypatch.setattr(observe.PYTHON, "memory", lambda: None)
     monkeypatch.setattr(module, "_MOST_GIVEN", 8)
     with record():
         (recorder,) = _get_current_dispatch_mode_stack()

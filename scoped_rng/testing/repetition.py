@@ -170,7 +170,7 @@ class Repetition:
                 raise
             raise AssertionError(
                 f"{self._call.name} does not repeat under seed {self._scope.seed}: run {number} raises "
-                f"{type(error).__name__}: {_first_line(error)}; run 1 does not\n{self._parting()}{_LEFT_OVER}"
+                f"{type(error).__name__}: {_first_line(error)}; run 1 does not\n{self._hint(_LEFT_OVER)}"
             ) from error
 
     def compare(self, number: int, run: _Run) -> None:
@@ -198,24 +198,24 @@ class Repetition:
             raise AssertionError(
                 f"{self._call.name} does not repeat under seed {self._scope.seed}: run {number} differs from run 1\n"
                 + "".join(f"  {line}\n" for line in told)
-                + self._parting()
-                + hint
+                + self._hint(hint)
             )
 
-    def _parting(self) -> str:
-        """Tell the op in which the last run has parted from the first, if they were recorded."""
+    def _hint(self, hint: str) -> str:
+        """Tell the op in which the last run has parted from the first, if they were recorded and it is known."""
         if not self._traces or self._traces[0] is None:
-            return ""
+            return hint
         from ..trace.divergence import first_divergence
 
-        return f"  {first_divergence(self._traces[0], self._traces[-1]) or _NO_OP}\n"
+        divergence = first_divergence(self._traces[0], self._traces[-1])
+        return f"  {_NO_OP}\n{hint}" if divergence is None else f"  {divergence}"
 
 
 _LEFT_OVER = (
     "Look for what run 1 has left behind: a global, a cache, a file, or what a closure holds (hand that over as an "
     "argument: each run gets a copy)."
 )
-_NO_OP = "the torch ops of both runs agree: what differs came from elsewhere"
+_NO_OP = "the torch ops of both runs agree: what differs came from elsewhere, or is memory that no op has written"
 _DREW_OTHERS = (
     "Look for a draw that does not happen in each run: one that depends on a cache, a global, the time, or the order "
     "of a set."

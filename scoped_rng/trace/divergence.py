@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from difflib import SequenceMatcher
-from itertools import islice
-from typing import Literal
+from difflib import Match, SequenceMatcher
+from itertools import chain, islice
+from typing import Any, Literal
 
 from .file import Record, Source, Trace
 
 __all__ = ["Divergence", "Kind", "first_divergence"]
 
 Kind = Literal["op", "stream", "input", "uninitialised", "sequence"]
-_WINDOW = 512  # records on either side in which the same ops are looked for again
+_WINDOW = 512  # records on either side in which the runs may both have called others
+_MEETING = 32  # so many ops in a row are the same again where they meet
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,7 @@ class Divergence:
 
     def __str__(self) -> str:
         found = self.record
-        where = f"{found.op} (record {found.index}, {found.phase}"
-        where += f", in {found.module})" if found.module else ")"
+        where = f"{found.op} (record {found.index}, {found.phase}{f', in {found.module}' if found.module else ''})"
         if found.source is not None:
             where += f" at {found.source}"
         return f"the runs part at {where}: {' '.join(self._why())}"
@@ -73,38 +74,41 @@ class Divergence:
                 "torch.seed(), or drew from it outside of what is recorded, such as another thread."
             )
         elif self.kind == "uninitialised":
-            made = f" at {self.origin.source}" if self.origin is not None and self.origin.source is not None else ""
-            yield (
-                f"it reads memory that no op had written{f': {self.origin.op}{made}' if self.origin else ''}. "
-                "Use torch.zeros, or write all of it before it is read."
-            )
+            made = "an op" if self.origin is None else _told(self.origin)
+            yield f"it reads what was left in memory that {made} had made and that no op had written."
+            yield "Use torch.zeros, or write all of it before it is read."
             if self.streams:
-                yield f"If NumPy or another library has filled it: {self._blame()}"
+                yield "Or NumPy or another library has filled it, which is not recorded."
+                yield from self._blame()
         elif self.kind == "input":
             yield "something that it reads differs, and no op before it made that: it came from outside torch."
             if self.first is not None and self.second is not None and self.first.scalars != self.second.scalars:
-                yield f"Its other arguments are ({self.first.scalars}) and ({self.second.scalars})."
-            yield self._blame()
+                one, other = self.first.scalars, self.second.scalars
+                yield f"It was called with ({one}) in the first run and with ({other}) in the second."
+            yield from self._blame()
         else:
-            only = "the second run alone" if self.first is None else "the first run alone"
             if self.first is not None and self.second is not None:
-                yield f"the first run calls it where the second calls {self.second.op}"
-                yield f"at {self.second.source}." if self.second.source is not None else "."
+                yield f"the first run calls it where the second calls {_told(self.second)}; up to there both agree."
             else:
-                yield f"{only} calls it; up to there both agree."
-            yield self._blame()
+                yield f"only the {'second' if self.first is None else 'first'} run calls it; up to there both agree."
+            yield from self._blame()
 
-    def _blame(self) -> str:
+    def _blame(self) -> Iterator[str]:
+        if not self.streams:
+            yield (
+                "No random stream had parted by then: look for what was read from a file, the order of a directory or "
+                "of a set (PYTHONHASHSEED), the time, another thread or process, or a generator made before the "
+                "recording."
+            )
+            return
+        several = len(self.streams) > 1
+        yield f"The random stream{'s' if several else ''} {' and '.join(self.streams)} had parted by then."
         if "numpy.entropy" in self.streams and self.entropy is not None:
-            drew = f" NumPy drew entropy from the operating system at {self.entropy}: give that generator a seed."
-        else:
-            drew = ""
-        if self.streams:
-            return f"Random streams that had parted by then: {', '.join(self.streams)}.{drew}"
-        return (
-            "No random stream had parted by then: look for a file or the order of a directory, the time, the order of "
-            "a set (PYTHONHASHSEED), another thread or process, or a generator made before the recording."
-        )
+            yield f"NumPy drew entropy from the operating system at {self.entropy}: give that generator a seed."
+
+
+def _told(record: Record) -> str:
+    return record.op if record.source is None else f"{record.op} at {record.source}"
 
 
 class _Run:
@@ -125,6 +129,18 @@ class _Run:
 
     def window(self, record: Record | None) -> list[Record]:
         return [] if record is None else [record, *islice(self._records, _WINDOW - 1)]
+
+    def find(self, others: list[Record], window: list[Record]) -> tuple[int | None, int]:
+        """Return after how many records, ``window`` and what follows, the others come, and how many there are."""
+        wanted = [_key(record) for record in others[:_MEETING]] + [None] * (len(others) < _MEETING)
+        latest: deque[Any] = deque(maxlen=len(wanted))
+        place, count = None, -1
+        for record in chain(window, self._records, [None]):
+            latest.append(record and _key(record))
+            count += 1
+            if place is None and latest[-1] == wanted[-1] and list(latest) == wanted:
+                place = count + 1 - len(wanted)
+        return place, count
 
 
 def first_divergence(a: Trace | str | os.PathLike[str], b: Trace | str | os.PathLike[str]) -> Divergence | None:
@@ -187,15 +203,35 @@ def _input(one: _Run, two: _Run, first: Record, second: Record) -> Divergence:
 
 
 def _sequence(one: _Run, two: _Run, first: Record | None, second: Record | None) -> Divergence:
-    """Find where the runs meet again, and name the first op that only one of them has."""
+    """Find where the runs meet again, and name the first op that only one of them has.
+
+    They meet where the ops that one calls next come later in the other, which has the ops before that alone; or where
+    both have called others in between. The nearest such place counts.
+    """
     streams, entropy = _parted(one, two), one.entropy or two.entropy
     ours, theirs = one.window(first), two.window(second)
     matcher = SequenceMatcher(None, [_key(record) for record in ours], [_key(record) for record in theirs], False)
-    tag, i, _, j, _ = next(code for code in matcher.get_opcodes() if code[0] != "equal")
+    long = [block for block in matcher.get_matching_blocks() if _is_meeting(block, ours, theirs)]
+    after_ours, left = one.find(theirs, ours)
+    after_theirs, left_of_theirs = two.find(ours, theirs)
+    found = [place for place in (after_ours, after_theirs) if place is not None]
+    tag, i, j = "replace", 0, 0
+    if long and (not found or long[0].a + long[0].b < min(found)):
+        tag, i, _, j, _ = next(code for code in matcher.get_opcodes() if code[0] != "equal")
+    elif len(found) == 2 and left != left_of_theirs:  # they go round in circles; what is more in all is more here
+        tag = "delete" if left > left_of_theirs else "insert"
+    elif found:
+        tag = "delete" if after_ours == min(found) else "insert"
     return Divergence(
         "sequence",
-        None if tag == "insert" else ours[i],
-        None if tag == "delete" else theirs[j],
+        None if tag == "insert" or not ours else ours[i],
+        None if tag == "delete" or not theirs else theirs[j],
         streams,
         entropy,
     )
+
+
+def _is_meeting(block: Match, ours: list[Record], theirs: list[Record]) -> bool:
+    """Return whether so many ops are the same that they are so not by chance, or all up to the end."""
+    ends = (block.a + block.size, block.b + block.size) == (len(ours), len(theirs)) and len(ours) < _WINDOW
+    return block.size >= _MEETING or bool(ends and block.size)

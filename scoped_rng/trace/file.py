@@ -33,7 +33,7 @@ _PLACE = struct.Struct("<IIIII")  # number; names of the module, the file and th
 _RECORD = struct.Struct("<BIIIIIII")  # flags, op, place, place of entropy + 1; inputs, outputs, unwritten, streams
 _PAIR = struct.Struct("<IQ")
 _BACKWARD, _OPAQUE = 1, 2
-_BLOCK_SIZE = 1 << 16
+_BLOCK_SIZE = 512  # records
 
 
 class Source(NamedTuple):
@@ -100,9 +100,8 @@ class Writer:
         self._owner = os.getpid()
         self._lock = threading.RLock()  # autograd runs backward on a thread for each accelerator
         self._written = 0
-        self._entries: list[bytes] = []  # each holds one record, behind the names and places that it is first to use
-        self._size = 0
-        self._definitions: list[bytes] = []
+        self._drafts: list[Draft] = []
+        self._definitions: list[bytes] = []  # the names and places that they are the first to use
         self._names: dict[str, int] = {}
         self._places: dict[tuple[str, Source | None], int] = {}
 
@@ -131,51 +130,62 @@ class Writer:
         self._definitions.append(_ENTRY.pack(kind, len(data)) + data)
 
     def add(self, draft: Draft) -> int:
-        """Write a record and return its index."""
+        """Take in a record, to be written along with others, and return its index."""
         with self._lock:
-            op, inputs, scalars, outputs, place, backward, opaque, streams, entropy, unwritten = draft
-            rest = scalars.encode("utf-8", "surrogatepass") if scalars else b""
-            if unwritten or streams:
-                pairs = [*unwritten.items(), *((self._name(name), state) for name, state in streams.items())]
-                rest = b"".join(_PAIR.pack(*pair) for pair in pairs) + rest
-            numbers = len(inputs) + len(outputs)
-            entry = (
-                _record_with(numbers).pack(
-                    b"R",
-                    _RECORD.size + 8 * numbers + len(rest),
-                    backward * _BACKWARD | opaque * _OPAQUE,
-                    self._names.get(op) or self._name(op),
-                    self._places.get(place) or self._place(place),
-                    0 if entropy is None else 1 + self._place(("", entropy)),
-                    len(inputs),
-                    len(outputs),
-                    len(unwritten),
-                    len(streams),
-                    *inputs,
-                    *outputs,
-                )
-                + rest
-            )
-            if self._definitions:
-                entry = b"".join((*self._definitions, entry))
-            index = self._written + len(self._entries)
-            self._entries.append(entry)
-            self._definitions.clear()
-            self._size += len(entry)
-            if self._size > _BLOCK_SIZE:
+            self._drafts.append(draft)
+            index = self._written + len(self._drafts) - 1
+            if len(self._drafts) >= _BLOCK_SIZE:
                 self._flush()
             return index
 
     def _flush(self) -> None:
-        entries = self._entries
-        self._put(b"B", b"".join(entries))
-        self._written, self._entries, self._size = self._written + len(entries), [], 0
+        drafts = self._drafts
+        records = [self._record(*draft) for draft in drafts]
+        self._put(b"B", b"".join((*self._definitions, *records)))
+        self._written, self._drafts, self._definitions = self._written + len(drafts), [], []
+
+    def _record(
+        self,
+        op: str,
+        inputs: Sequence[int],
+        scalars: str,
+        outputs: Sequence[int],
+        place: Place,
+        backward: bool,
+        opaque: bool,
+        streams: Mapping[str, int],
+        entropy: Source | None,
+        unwritten: Mapping[int, int],
+    ) -> bytes:
+        rest = scalars.encode("utf-8", "surrogatepass")
+        if unwritten or streams:
+            pairs = [*unwritten.items(), *((self._name(name), state) for name, state in streams.items())]
+            rest = b"".join(_PAIR.pack(*pair) for pair in pairs) + rest
+        numbers = len(inputs) + len(outputs)
+        return (
+            _record_with(numbers).pack(
+                b"R",
+                _RECORD.size + 8 * numbers + len(rest),
+                backward * _BACKWARD | opaque * _OPAQUE,
+                self._names.get(op) or self._name(op),
+                self._places.get(place) or self._place(place),
+                0 if entropy is None else 1 + self._place(("", entropy)),
+                len(inputs),
+                len(outputs),
+                len(unwritten),
+                len(streams),
+                *inputs,
+                *outputs,
+            )
+            + rest
+        )
 
     def _put(self, kind: bytes, data: bytes) -> None:
+        block = _BLOCK.pack(kind, len(data), zlib.crc32(data)) + data
         self._file.seek(self._end)  # over what an interrupt has left half written
-        self._file.write(_BLOCK.pack(kind, len(data), zlib.crc32(data)) + data)
+        self._file.write(block)
         self._file.flush()  # so that a forked child has nothing left to write
-        self._end = self._file.tell()
+        self._end += len(block)
 
     def close(self) -> None:
         """Write what is left, and the end."""
@@ -183,7 +193,7 @@ class Writer:
             if os.getpid() != self._owner:  # a forked child, whose parent goes on writing
                 self._file.close()
             if not self._file.closed:
-                if self._entries:
+                if self._drafts:
                     self._flush()
                 self._put(b"E", _COUNT.pack(self._written))
                 self._file.truncate()

@@ -20,7 +20,7 @@ except ImportError as error:
     ) from error
 
 Bytes = type[ctypes.Array[ctypes.c_char]]
-_described: dict[Any, tuple[int, Bytes | None, int]] = {}
+_described: dict[Any, tuple[int, Bytes | None, int, bool]] = {}
 _MOST_DESCRIBED = 1 << 16
 
 
@@ -30,12 +30,13 @@ def fingerprint(tensor: torch.Tensor) -> int:
     A tensor in main memory is hashed where it lies, without a copy; what is transposed in the order of memory, with
     that order in the hash. On a device it is hashed there and eight bytes come back.
     """
-    plain = type(tensor) in _plain_types or _is_plain(type(tensor))
     try:
-        seed, kind, _ = _described[tensor.dtype, tensor.shape, tensor.stride()]
+        seed, kind, _, is_one = _described[tensor.dtype, tensor.shape, tensor.stride()]
     except (KeyError, RuntimeError):  # not seen yet; sparse, which has no strides
-        seed, kind, _ = _describe(tensor)
-    if kind is None or not plain or not tensor.is_cpu or tensor.is_neg():
+        seed, kind, _, is_one = _describe(tensor)
+    if kind is None or not tensor.is_cpu or not (type(tensor) in _plain_types or _is_plain(type(tensor))):
+        return _slow(tensor, seed)
+    if is_one and tensor.is_neg():  # else it is the imaginary part of complex numbers, and does not lie together
         return _slow(tensor, seed)
     address = tensor.data_ptr()
     return data_hash(kind.from_address(address), seed) if address else seed
@@ -62,12 +63,16 @@ def shape_fingerprint(tensor: torch.Tensor) -> int:
         return _describe(tensor)[2]
 
 
-def _describe(tensor: torch.Tensor) -> tuple[int, Bytes | None, int]:
-    """Return the hash of all but the data, the array type that covers those if they lie together, and of the shape."""
+def _describe(tensor: torch.Tensor) -> tuple[int, Bytes | None, int, bool]:
+    """Return what `fingerprint` has to know, and keeps.
+
+    The hash of all but the data, the array type that covers those if they lie together, the hash of the shape, and
+    whether it is one element.
+    """
     text = f"{tensor.dtype} {'nested' if tensor.is_nested else tuple(tensor.shape)} {tensor.layout}"
     shape = text_hash(text)
     if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_complex():
-        return shape, None, shape
+        return shape, None, shape, False
     steps = [(step, size) for step, size in zip(tensor.stride(), tensor.shape, strict=True) if size != 1]
     expected, together = 1, True
     for step, size in sorted(steps):
@@ -76,7 +81,7 @@ def _describe(tensor: torch.Tensor) -> tuple[int, Bytes | None, int]:
     together = together or not tensor.numel()
     if together and not tensor.is_contiguous():
         text += f" {steps}"
-    known = text_hash(text), ctypes.c_char * tensor.nbytes if together else None, shape
+    known = text_hash(text), ctypes.c_char * tensor.nbytes if together else None, shape, tensor.numel() == 1
     if len(_described) >= _MOST_DESCRIBED:
         _described.clear()
     _described[tensor.dtype, tensor.shape, tensor.stride()] = known

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,41 +19,34 @@ from .file import Source
 from .fingerprint import data_hash, fingerprint, text_hash
 from .places import source_line
 
-__all__ = ["WatchedEntropy", "are_cheap", "numpy_state", "python_state", "states", "torch_state"]
+__all__ = ["Streams", "are_cheap", "numpy_state", "python_state", "torch_state"]
 
 _C: Any = torch._C
 _numpy: Any = np.random  # whose stubs leave out get_bit_generator
 _get_bit_generator = _numpy.get_bit_generator
 _bit_generator: Any = bit_generator
+_python: Any = random.getstate.__self__  # type: ignore[attr-defined]
+_NAMES = ("python", "numpy", "numpy.entropy")
+_NONE: Mapping[str, int] = {}
 
 
 def python_state(stream: PythonStream = PYTHON) -> int:
     """Return 64 bits of the state of Python's global stream."""
-    if stream._memory is None:
+    memory, gaussian = stream.memory(), _python.gauss_next
+    if memory is None:
         return text_hash(repr(random.getstate()))
-    gaussian = stream._generator.gauss_next
-    return data_hash(stream._memory, 0 if gaussian is None else data_hash(struct.pack("<d", gaussian)))
+    return data_hash(memory, 0 if gaussian is None else data_hash(struct.pack("<d", gaussian)))
 
 
 def numpy_state(stream: NumPyStream = NUMPY) -> int:
     """Return 64 bits of the state of NumPy's global stream, but for a cached gaussian where that is not cheap."""
-    bits = _get_bit_generator()
-    if stream._direct and type(bits) is np.random.MT19937:
-        return data_hash(stream._view(bits))
-    return text_hash(repr(pack(stream)))
-
-
-def states() -> tuple[int, int]:
-    """Return both, at every op: in one call where nothing is out of the ordinary."""
-    python, (bits, numpy) = PYTHON._memory, NUMPY._memory
-    if python is not None and bits is _get_bit_generator() and PYTHON._generator.gauss_next is None:
-        return data_hash(python), data_hash(numpy)
-    return python_state(), numpy_state()
+    memory = stream.memory()
+    return text_hash(repr(pack(stream))) if memory is None else data_hash(memory)
 
 
 def are_cheap(python: PythonStream = PYTHON, numpy: NumPyStream = NUMPY) -> bool:
     """Return whether the states can be looked at where they lie in memory, at every op."""
-    return python._memory is not None and numpy._direct
+    return python.memory() is not None and numpy.memory() is not None
 
 
 def torch_state(device: torch.device | None, generator: torch.Generator | None) -> dict[str, int]:
@@ -67,6 +61,37 @@ def torch_state(device: torch.device | None, generator: torch.Generator | None) 
         return {}
     with _C._DisableTorchDispatch():  # it makes a tensor
         return {name: fingerprint(generator.get_state())}
+
+
+class Streams:
+    """Tell which streams outside of torch have moved since they were looked at last."""
+
+    def __init__(self) -> None:
+        self.are_cheap = are_cheap()
+        self.entropy = WatchedEntropy()
+        self._last: tuple[int | None, ...] = (None, None, None)
+        self._python = PYTHON.memory()
+        self._numpy: tuple[Any, Any] = (None, None)
+
+    def moved(self, at_any_cost: bool = True) -> Mapping[str, int]:
+        """Return 64 bits of each that has moved, or of those alone where looking is cheap; this runs for every op."""
+        bits, memory = self._numpy
+        if bits is not _get_bit_generator():
+            bits, memory = self._numpy = _get_bit_generator(), NUMPY.memory()
+        python, last = self._python, self._last
+        if python is not None and _python.gauss_next is None:
+            of_python: int | None = data_hash(python)
+        else:
+            of_python = python_state() if python is not None or at_any_cost else last[0]
+        if memory is not None:
+            of_numpy: int | None = data_hash(memory)
+        else:
+            of_numpy = numpy_state() if at_any_cost else last[1]
+        now = of_python, of_numpy, self.entropy.state()
+        if now == last:
+            return _NONE
+        self._last = now
+        return {name: new for name, new, old in zip(_NAMES, now, last, strict=True) if new is not None and new != old}
 
 
 _ODD, _64_BITS = 0x9E3779B97F4A7C15, (1 << 64) - 1

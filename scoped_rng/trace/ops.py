@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from .fingerprint import fingerprint, shape_fingerprint, text_hash
 
-__all__ = ["KNOWN", "Op", "Read", "Unwritten", "describe", "flat", "written_out"]
+__all__ = ["KNOWN", "SCRATCH", "Op", "Read", "Unwritten", "describe", "flat", "written_out"]
 
 Tensor = torch.Tensor
+Parameter = torch.nn.Parameter
 _NONE: Mapping[int, int] = {}
 
 
-class Op(NamedTuple):
+@dataclass(frozen=True, slots=True)  # whose fields are read in a third of the time of a tuple's
+class Op:
     """What is known of an op before it runs."""
 
     name: str
@@ -27,6 +30,7 @@ class Op(NamedTuple):
     makes_data: bool = True  # False: what it gives is another view of its input, or unwritten
     makes_memory: bool = False  # and leaves it as it was
     overwrites: frozenset[int | str] = frozenset()  # arguments that are written and not read
+    moves: tuple[int, ...] = ()  # arguments of which it decides nothing: what it gives has their bits
     is_partial: bool = False  # writes a part of its first argument
     scratch: int | None = None  # the output that only its own backward reads, and that it does not write whole
     writes: tuple[tuple[int, str], ...] = ()  # all arguments that are written
@@ -35,6 +39,17 @@ class Op(NamedTuple):
 # What these do is in their names alone: the schema says of all that they write their first argument.
 _UNWRITTEN = {"empty", "empty_like", "empty_strided", "empty_permuted", "new_empty", "new_empty_strided", "resize_"}
 _UNWRITTEN |= {"_empty_affine_quantized", "_empty_per_channel_affine_quantized"}
+# These only move bits, those of the arguments at these places; so do all whose names end in _copy, of their first. What
+# nobody has written stays so wherever it is moved to, until an op computes with it or decides by it.
+_MOVES: dict[str, tuple[int, ...]] = dict.fromkeys(
+    {"_pin_memory", "_unsafe_view", "cat", "clone", "constant_pad_nd", "embedding", "flip", "gather", "index"}
+    | {"index_fill", "index_select", "masked_fill", "masked_select", "repeat", "roll", "stack", "take", "tril", "triu"},
+    (0,),
+)
+_MOVES |= dict.fromkeys(("as_strided_scatter", "copy", "diagonal_scatter", "select_scatter", "slice_scatter"), (0, 1))
+_MOVES |= {"_foreach_copy_": (1,), "copy_": (1,), "where": (1, 2), "index_put": (0, 2), "index_put_": (2,)}
+_MOVES |= {"index_copy": (0, 3), "index_copy_": (3,), "scatter": (0, 3), "scatter_": (3,)}
+_MOVES |= {"masked_scatter": (0, 2), "masked_scatter_": (2,)}
 # These write a part of their first argument, and read none of it.
 _PARTLY = {"aten::index_put_", "aten::index_copy_", "aten::index_fill_.int_Scalar", "aten::scatter_.src"}
 _PARTLY |= {"aten::scatter_.value", "aten::masked_fill_.Scalar", "aten::masked_fill_.Tensor", "aten::masked_scatter_"}
@@ -73,11 +88,18 @@ def describe(func: Any) -> Op:
         not (is_view or makes_memory),
         makes_memory,
         frozenset(overwrites),
+        () if "reduce" in name else _moves(space, base),
         name in _PARTLY,
         _SCRATCH.get(base),
         tuple(writes),
     )
     return _remember(func, op)
+
+
+def _moves(space: str, base: str) -> tuple[int, ...]:
+    if space == "quantized" and base.endswith("_prepack"):
+        return 0, 1  # weight and bias, into another order
+    return _MOVES.get(base) or ((0,) if base.endswith("_copy") else ())
 
 
 # By identity, since torch hashes an op in Python. There are a few thousand of them, and each is kept.
@@ -89,33 +111,27 @@ def _remember(func: Any, op: Op) -> Op:
     return op
 
 
-class Unwritten:
+SCRATCH = -1  # in the place of a record, of memory that only its own backward reads
+
+
+class Unwritten(dict[int, tuple[Any, int]]):
     """The memory that no op has written yet, by its storage: which record has made it."""
 
-    def __init__(self) -> None:
-        self._made: dict[int, tuple[weakref.ref[Any], int]] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
-
     def add(self, tensor: Tensor, index: int) -> None:
-        owner, made = storage_of(tensor), self._made
+        owner = storage_of(tensor)
         key = id(owner)
-        made[key] = weakref.ref(owner, lambda _: made.pop(key, None)), index
+        self[key] = weakref.ref(owner, lambda _: self.pop(key, None)), index
 
     def made(self, tensor: Tensor) -> int | None:
         """Return the record that made the memory of a tensor, if no op has written it."""
-        found = self._made.get(id(storage_of(tensor)))
+        found = self.get(id(storage_of(tensor)))
         return None if found is None else found[1]
 
     def write(self, tensor: Tensor) -> None:
         """Forget memory that has been written whole."""
         owner = storage_of(tensor)
-        if id(owner) in self._made and tensor.nbytes >= owner.nbytes():
-            del self._made[id(owner)]
+        if id(owner) in self and tensor.nbytes >= owner.nbytes():
+            del self[id(owner)]
 
 
 def storage_of(tensor: Any) -> Any:
@@ -128,33 +144,61 @@ def storage_of(tensor: Any) -> Any:
 class Read:
     """What an op reads: fingerprints of tensors, and the rest written out."""
 
-    __slots__ = ("_memory", "_scratch", "inputs", "scalars", "unwritten")
+    __slots__ = ("inputs", "moved", "scalars", "unwritten")
 
-    def __init__(self, memory: Unwritten, scratch: Unwritten) -> None:
-        self._memory, self._scratch = memory, scratch
+    def __init__(self) -> None:
         self.inputs: list[int] = []
         self.scalars: list[str] = []
         self.unwritten: Mapping[int, int] = _NONE
+        self.moved: int | None = None  # what made the memory that is moved as it is, and not read
 
-    def value(self, value: Any, reads: bool) -> None:
-        """Add an argument; ``reads`` is false where only the shape of a tensor matters."""
-        kind = type(value)
-        if kind is Tensor or isinstance(value, Tensor):
-            if reads and self._scratch and self._scratch.made(value) is not None:
-                reads = False
-            if reads and self._memory and (made := self._memory.made(value)) is not None:
-                self.unwritten = {**self.unwritten, len(self.inputs): made}
-            self.inputs.append(fingerprint(value) if reads else shape_fingerprint(value))
-        elif kind in _NUMBERS:
-            self.scalars.append(repr(value))
-        elif kind is list or kind is tuple:
-            if all(map(_NUMBERS.__contains__, map(type, value))):
-                self.scalars.append(_cut(repr(value)))
-            else:
-                for item in value:
-                    self.value(item, reads)
+    def arguments(self, op: Op, args: Any, kwargs: Mapping[str, Any], memory: Unwritten) -> None:
+        """Add all arguments of an op but those that it overwrites."""
+        overwrites, reads = op.overwrites, op.reads
+        if not memory and not overwrites:
+            self.values(args, reads)
         else:
-            self.scalars.append(written_out(value))
+            accumulates = len(args) > 3 and args[3] is True  # the last argument of index_put_
+            if op.is_partial and not accumulates and memory.made(args[0]) is not None:
+                overwrites = overwrites | {0}
+            for place, value in enumerate(args):
+                if place not in overwrites:
+                    self.values((value,), reads, memory, place in op.moves and not accumulates)
+        for name, value in kwargs.items():
+            if type(value) in _NUMBERS:
+                self.scalars.append(f"{name}={value!r}")
+            elif name not in overwrites:
+                count = len(self.scalars)
+                self.values((value,), reads, memory)
+                if len(self.scalars) > count:
+                    self.scalars[count] = f"{name}={self.scalars[count]}"
+
+    def values(self, values: Iterable[Any], reads: bool, memory: Unwritten | None = None, moves: bool = False) -> None:
+        """Add some; ``reads`` is false where only the shape of a tensor matters, ``moves`` true where its bits do not.
+
+        This runs for every op, so what is frequent comes first.
+        """
+        for value in values:
+            kind = type(value)
+            if kind is Tensor or kind is Parameter or isinstance(value, Tensor):
+                made = memory.made(value) if memory and reads else None
+                if made is None:
+                    self.inputs.append(fingerprint(value) if reads else shape_fingerprint(value))
+                elif made == SCRATCH or moves:
+                    self.inputs.append(shape_fingerprint(value))
+                    self.moved = self.moved if made == SCRATCH else made
+                else:
+                    self.unwritten = {**self.unwritten, len(self.inputs): made}
+                    self.inputs.append(fingerprint(value))
+            elif kind in _NUMBERS:
+                self.scalars.append(repr(value))
+            elif kind is list or kind is tuple:
+                if _NUMBERS.issuperset(map(type, value)):
+                    self.scalars.append(_cut(repr(value)))
+                else:
+                    self.values(value, reads, memory, moves)
+            else:
+                self.scalars.append(written_out(value))
 
 
 _NUMBERS = {int, float, bool, type(None)}

@@ -22,6 +22,7 @@ _LIBRARY = tuple(
 )
 _STANDARD = os.path.join(sysconfig.get_paths()["stdlib"], "")
 _INSTALLED = (os.path.join("", "site-packages", ""), os.path.join("", "dist-packages", ""))
+_WRAPPERS = (os.path.join("", "typing_extensions.py"),)  # round each function of torch that is deprecated
 _is_users: dict[str, bool] = {}
 _sources: dict[tuple[int, int], tuple[CodeType, Source]] = {}
 _MOST_SOURCES = _MOST_FORWARD = 1 << 16
@@ -33,7 +34,7 @@ _BACKWARD = (torch.autograd.backward.__code__, torch.autograd.grad.__code__)
 
 def _of_user(file: str) -> bool:
     """Return whether it is neither torch, nor this package, nor Python's library, nor made up by one of them."""
-    of_user = not file.startswith(("<frozen", "<eval_with_key>", *_LIBRARY[:2]))
+    of_user = not file.startswith(("<frozen", "<eval_with_key>", *_LIBRARY[:2])) and not file.endswith(_WRAPPERS)
     if of_user and file.startswith((_STANDARD, _LIBRARY[2])):
         of_user = any(part in file for part in _INSTALLED)
     _is_users[file] = of_user
@@ -52,15 +53,56 @@ def _source(frame: FrameType) -> Source:
     return source
 
 
-def source_line() -> Source | None:
-    """Return the user's line that has led here."""
-    frame: FrameType | None = sys._getframe(1)
+def _is_outside(code: CodeType) -> bool:
+    """Return whether it calls backward(), with which no op of backward has to do, nor what lies beyond."""
+    return code is _BACKWARD[0] or code is _BACKWARD[1]
+
+
+def _walk(frame: FrameType | None, end: FrameType | None, backward: bool) -> tuple[Source | None, FrameType | None]:
+    """Return the user's line and the innermost call of a module.
+
+    This runs for every op and over every frame, so it looks for both and then for the one that is left.
+    """
+    known = _is_users.get
     while frame is not None:
-        file = frame.f_code.co_filename
-        if _is_users[file] if file in _is_users else _of_user(file):
-            return _source(frame)
+        code = frame.f_code
+        if code is _CALL:
+            return _line(frame.f_back, backward), frame
+        of_user = known(code.co_filename)
+        if of_user or (of_user is None and _of_user(code.co_filename)):
+            return _source(frame), None if frame is end else _call(frame.f_back, end, backward)
+        if backward and _is_outside(code):
+            break
+        frame = frame.f_back
+    return None, None
+
+
+def _call(frame: FrameType | None, end: FrameType | None = None, backward: bool = False) -> FrameType | None:
+    while frame is not None:
+        code = frame.f_code
+        if code is _CALL:
+            return frame
+        if frame is end or (backward and _is_outside(code)):
+            break
         frame = frame.f_back
     return None
+
+
+def _line(frame: FrameType | None, backward: bool = False) -> Source | None:
+    while frame is not None:
+        code = frame.f_code
+        of_user = _is_users.get(code.co_filename)
+        if of_user or (of_user is None and _of_user(code.co_filename)):
+            return _source(frame)
+        if backward and _is_outside(code):
+            break
+        frame = frame.f_back
+    return None
+
+
+def source_line() -> Source | None:
+    """Return the user's line that has led here."""
+    return _line(sys._getframe(1))
 
 
 class Places:
@@ -71,40 +113,33 @@ class Places:
         # By the sequence number of the autograd node: as many as fit, so that memory does not grow with the run.
         self._forward: list[tuple[int, Place] | None] = [None] * _MOST_FORWARD
         self._newest = -1
+        self._end: FrameType | None = None
+
+    def begin(self) -> None:
+        """Look no further out than the caller of record(), which stays in its frame as long as it records.
+
+        What lies beyond is the same for every op, and under a test runner it is many frames.
+        """
+        frame = sys._getframe(3).f_back  # of contextlib
+        self._end = None if _call(frame) is not None else frame
+
+    def end(self) -> None:
+        """Let go of that frame, and of all that it holds."""
+        self._end = None
 
     def here(self, backward: bool) -> Place:
-        """Return the module and the user's line that the op was called from."""
-        place = self._walk(sys._getframe(1), backward)
+        """Return the module and the user's line that an op was called from: this is called by what writes it down."""
+        forward = self._of_node() if backward else None
+        source, call = _walk(sys._getframe(2).f_back, self._end, forward is not None)
+        place: Place = ("" if call is None else self._path(call)), source
+        if forward is not None:
+            place = place[0] or forward[0], source or forward[1]
         # What autograd has just numbered is the node of this op; a later op without one leaves that in place.
         number = _get_sequence_nr() - 1
         if number != self._newest:
             self._newest = number
             self._forward[number % _MOST_FORWARD] = number, place
         return place
-
-    def _walk(self, frame: FrameType | None, backward: bool) -> Place:
-        source: Source | None = None
-        call: FrameType | None = None
-        forward: Place | None = self._of_node() if backward else None
-        known = _is_users.get
-        while frame is not None:
-            code = frame.f_code
-            if code is _CALL:
-                if call is None:
-                    call = frame
-                    if source is not None:
-                        break
-            elif source is None:
-                of_user = known(code.co_filename)
-                if of_user or (of_user is None and _of_user(code.co_filename)):
-                    source = _source(frame)
-                    if call is not None:
-                        break
-            if forward is not None and (code is _BACKWARD[0] or code is _BACKWARD[1]):
-                break  # what called backward() has nothing to do with the op
-            frame = frame.f_back
-        module = "" if call is None else self._path(call)
-        return (module, source) if forward is None else (module or forward[0], source or forward[1])
 
     def _of_node(self) -> Place | None:
         node = _C._current_autograd_node()

@@ -21,8 +21,8 @@ from ..dynamo import skipped
 from .divergence import Divergence, first_divergence
 from .file import Record, Source, Trace, TraceFormatError
 from .fingerprint import fingerprint, shape_fingerprint, text_hash
-from .observe import WatchedEntropy, are_cheap, states, torch_state
-from .ops import KNOWN, Op, Read, Unwritten, describe, flat, written_out
+from .observe import Streams, torch_state
+from .ops import KNOWN, SCRATCH, Op, Read, Unwritten, describe, flat, written_out
 from .places import Places
 
 __all__ = ["Divergence", "Record", "Source", "Trace", "TraceFormatError", "first_divergence", "record"]
@@ -30,11 +30,8 @@ __all__ = ["Divergence", "Record", "Source", "Trace", "TraceFormatError", "first
 Tensor = torch.Tensor
 _C: Any = torch._C
 _current_graph_task_id = _C._current_graph_task_id
-_NONE: Mapping[str, int] = {}
-_NAMES = ("python", "numpy", "numpy.entropy")
 _MOST_GIVEN = 1 << 16
 _NO_DISPATCH: Any = Tensor.__torch_dispatch__
-_STREAMS_ARE_CHEAP = are_cheap()
 _recorders: weakref.WeakSet[_Recorder] = weakref.WeakSet()
 _SKIPS_FRAMES = hasattr(_C._dynamo.eval_frame, "set_code_exec_strategy")  # torch 2.7 on
 
@@ -81,23 +78,24 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
         super().__init__()  # type: ignore[no-untyped-call]
         self._writer = writer
         self._places = Places()
-        self._unwritten, self._scratch = Unwritten(), Unwritten()
+        self._unwritten = Unwritten()
         self._given: dict[int, None] = {}
-        self._streams: tuple[int | None, ...] = (None, None, None)
-        self._entropy = WatchedEntropy()
+        self._streams = Streams()
         self.muted = 0
 
     def start(self) -> None:
         """Record from here on."""
         _recorders.add(self)
         _watch_compiled()
-        self._entropy.start()
+        self._streams.entropy.start()
+        self._places.begin()
         self.__enter__()  # type: ignore[no-untyped-call]
 
     def stop(self) -> None:
         """Record no more; twice is as good as once."""
         _recorders.discard(self)
-        self._entropy.stop()
+        self._streams.entropy.stop()
+        self._places.end()
         stack = _get_current_dispatch_mode_stack()
         if self in stack:
             # Leaving a mode pops the uppermost one, whichever that is: those that the block has entered and not left
@@ -125,24 +123,14 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if types and any(kind.__torch_dispatch__ is not _NO_DISPATCH for kind in types):
             return NotImplemented  # a subclass of Tensor takes it apart, and what it calls comes here
-        kwargs = kwargs or {}
         known = KNOWN.get(id(func))
-        op = describe(func) if known is None else known[0]
+        op, kwargs = describe(func) if known is None else known[0], kwargs or {}
         if self.muted or op.is_silent:
             return func(*args, **kwargs)
-        read, overwrites, reads = Read(self._unwritten, self._scratch), op.overwrites, op.reads
-        accumulates = len(args) > 3 and args[3] is True  # the last argument of index_put_
-        if op.is_partial and self._unwritten and not accumulates and self._unwritten.made(args[0]) is not None:
-            overwrites = overwrites | {0}
-        for value in args if not overwrites else [args[i] for i in range(len(args)) if i not in overwrites]:
-            read.value(value, reads)
-        for name, value in kwargs.items():
-            if name not in overwrites:
-                count = len(read.scalars)
-                read.value(value, reads)
-                if len(read.scalars) > count:
-                    read.scalars[count] = f"{name}={read.scalars[count]}"
-        streams = self._moved(read.inputs)
+        read = Read()
+        read.arguments(op, args, kwargs, self._unwritten)
+        # Where looking takes long, only for inputs that no op has given lately.
+        streams = self._streams.moved(self._streams.are_cheap or self._is_new(read.inputs))
         if op.draws:
             streams = {**streams, **_torch_state((args, tuple(kwargs.values())))}
         result = func(*args, **kwargs)
@@ -158,46 +146,42 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
 
     def _add(self, op: Op, read: Read, streams: Mapping[str, int], given: list[Any], *, opaque: bool = False) -> None:
         """Write down an op that has run, with what it has given: its result and what it has written."""
+        memory, tensors = self._unwritten, given
         outputs: list[int] = []
-        tensors: list[Tensor] = given
         if len(given) > 1 or op.is_collective or not isinstance(given[0], Tensor):
             tensors = _tensors(op, given, outputs)
-        unwritten = self._unwritten
         for tensor in tensors:
-            if op.scratch is not None and tensor is given[0][op.scratch]:
-                outputs.append(shape_fingerprint(tensor))
-                self._scratch.add(tensor, -1)
-            elif not op.makes_data or (op.is_partial and unwritten and unwritten.made(tensor) is not None):
-                outputs.append(shape_fingerprint(tensor))
+            if memory or op.scratch is not None:
+                outputs.append(self._output(op, read, tensor, given))
             else:
-                outputs.append(fingerprint(tensor))
-                if unwritten:
-                    unwritten.write(tensor)
+                outputs.append(fingerprint(tensor) if op.makes_data else shape_fingerprint(tensor))
         backward = _current_graph_task_id() != -1
-        place, entropy = self._places.here(backward), self._entropy.place
+        place, entropy = self._places.here(backward), self._streams.entropy.place
         scalars = ", ".join(read.scalars)
         draft = (op.name, read.inputs, scalars, outputs, place, backward, opaque, streams, entropy, read.unwritten)
         index = self._writer.add(draft)
         if op.makes_memory:
             for tensor in tensors:
-                unwritten.add(tensor, index)
-        if not _STREAMS_ARE_CHEAP:
+                memory.add(tensor, index)
+        if not self._streams.are_cheap:
             self._given.update(dict.fromkeys(outputs))
             while len(self._given) > _MOST_GIVEN:
                 del self._given[next(iter(self._given))]
 
-    def _moved(self, inputs: list[int]) -> Mapping[str, int]:
-        """Return the streams outside of torch that have moved since they were looked at last.
+    def _output(self, op: Op, read: Read, tensor: Tensor, given: list[Any]) -> int:
+        """Return the fingerprint of what an op has given, while there is memory that nobody has written."""
+        memory = self._unwritten
+        if op.scratch is not None and tensor is given[0][op.scratch]:
+            memory.add(tensor, SCRATCH)
+        elif read.moved is not None:
+            memory.add(tensor, read.moved)
+        elif op.makes_data and not (op.is_partial and memory.made(tensor) is not None):
+            memory.write(tensor)
+            return fingerprint(tensor)
+        return shape_fingerprint(tensor)
 
-        Where looking takes long, only for inputs that no op has given lately.
-        """
-        if not (_STREAMS_ARE_CHEAP or any(given not in self._given for given in inputs)):
-            return _NONE
-        now, before = (*states(), self._entropy.state()), self._streams
-        if now == before:
-            return _NONE
-        self._streams = now
-        return {name: new for name, new, old in zip(_NAMES, now, before, strict=True) if new != old}
+    def _is_new(self, inputs: list[int]) -> bool:
+        return any(given not in self._given for given in inputs)
 
 
 def _tensors(op: Op, given: Any, others: list[int]) -> list[Tensor]:
@@ -262,9 +246,9 @@ def _record_region(recorders: list[_Recorder], graph: Any, plain: Any, inputs: A
     op, reads = Op("torch.compile"), []
     alive = [weakref.ref(value) for value in flat(inputs) if isinstance(value, Tensor)]
     for recorder in recorders:
-        read = Read(recorder._unwritten, recorder._scratch)
-        read.value(list(inputs), True)  # which the region empties
-        reads.append((recorder, read, {**recorder._moved(read.inputs), **torch_state(None, None)}))
+        read = Read()
+        read.values(list(inputs), True, recorder._unwritten)  # which the region empties
+        reads.append((recorder, read, {**recorder._streams.moved(), **torch_state(None, None)}))
         recorder.muted += 1
     try:
         result = plain(graph, inputs)
