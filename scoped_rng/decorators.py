@@ -60,9 +60,8 @@ def fixed_seed(seed: Any = 0, *, strict: bool = False, also: Any = (), devices: 
     >>> noise() == more()
     False
     """
-    is_decorated = callable(seed) or hasattr(
-        type(seed), "__get__"
-    )  # a classmethod, say, or a property: an error of its own
+    # A classmethod is not callable either, nor a property, which is an error of its own.
+    is_decorated = callable(seed) or hasattr(type(seed), "__get__")
     if is_decorated and not hasattr(type(seed), "__index__"):
         return deterministic(0, strict=strict, also=also, devices=devices)(seed)
     return deterministic(seed, strict=strict, also=also, devices=devices)

@@ -47,7 +47,7 @@ def never_compile(fn: F) -> F:
 def skip_frames() -> None:
     """Tell dynamo of the functions that wait for it."""
     frames: Any = getattr(getattr(sys.modules["torch"]._C, "_dynamo", None), "eval_frame", None)
-    known = hasattr(frames, "set_code_exec_strategy")  # torch 2.7 on
+    known = hasattr(frames, "set_code_exec_strategy")
     while waiting:
         code = waiting.pop()
         if known:

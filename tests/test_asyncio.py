@@ -8,6 +8,7 @@ import functools
 import gc
 import re
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any
@@ -1017,3 +1018,43 @@ def test_the_parent_of_an_eager_task_that_holds_a_scope_open_is_refused() -> Non
         return await child
 
     assert run(main) == tuple(kit.reference(1, 2))
+
+
+def test_a_thread_that_is_awaited_is_nested_also_behind_a_scope_that_was_left() -> None:
+    async def main() -> Any:
+        with deterministic(7):
+            with deterministic(2):
+                kit.draws()
+            return await asyncio.to_thread(kit.FORMS["function"], deterministic(1), kit.draws)
+
+    assert run(main) == kit.reference(1)[0]
+
+
+def test_a_generator_is_not_resumed_beside_a_thread_that_is_nested_in_the_same_scope() -> None:
+    @deterministic(0)
+    def generate() -> Iterator[Any]:
+        while True:
+            yield kit.draws()
+
+    async def main() -> Any:
+        entered, leave = threading.Event(), threading.Event()
+
+        def nested() -> Any:
+            with deterministic(1):
+                entered.set()
+                assert leave.wait(60)
+                return kit.draws()
+
+        with deterministic(7):
+            generator = generate()
+            next(generator)
+            thread = asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, nested)
+            assert entered.wait(60)
+            try:
+                with pytest.raises(ConcurrentScopeError, match=re.escape("deterministic(1) is open in a thread")):
+                    next(generator)
+            finally:
+                leave.set()
+            return await thread, kit.draws()
+
+    assert run(main) == (kit.reference(1)[0], kit.reference(7)[0])

@@ -306,10 +306,10 @@ class TestAllRanks:
     def other(self, monkeypatch: pytest.MonkeyPatch) -> Any:
         """Return what makes this the first rank of a group of two, and the other one answer so."""
 
-        class TwoRanks:
-            rank, size, names, answer = 0, 2, (4, 7), b"\0\0"
+        class TwoRanks(checkpoint.Ranks):
+            rank, size, names, answer = 0, 2, [4, 7], b"\0\0"
 
-            def __init__(self, group: Any) -> None:
+            def __init__(self, group: Any, timeout: Any) -> None:
                 pass
 
             def ask(self, answer: Any) -> list[bytes]:

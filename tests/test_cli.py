@@ -19,7 +19,8 @@ import pytest
 
 from scoped_rng import __main__, cli
 from scoped_rng.cli import checking, children, doctor, show
-from scoped_rng.cli.checking import Difference, Parting, Plan, Report, Run
+from scoped_rng.cli.checking import Difference, Parting, Report, Run
+from scoped_rng.cli.children import Plan
 from scoped_rng.cli.doctor import Finding
 from scoped_rng.cli.launch import Target
 from tests.test_launch import python

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import array
+import ast
 import collections
 import copy
 import dataclasses
@@ -383,6 +384,15 @@ def test_arrays_of_text_and_bytes(dtype: Any) -> None:
     assert difference.path == "[1]" or difference.index == (1,)
 
 
+@pytest.mark.parametrize("size", [*range(1, 18), 24])
+def test_elements_of_any_size_are_compared(size: int) -> None:
+    first, second = np.zeros(3, f"V{size}"), np.zeros(3, f"V{size}")
+    assert first_difference(first, second) is None
+    second.view(np.uint8)[-1] = 1
+    difference = found(first, second)
+    assert (difference.what, difference.index, difference.count) == ("bits", (2,), 1)
+
+
 def test_empty_texts_and_arrays() -> None:
     assert first_difference(np.str_(""), np.str_("")) is None
     assert first_difference(np.empty((2, 0), "c16"), np.empty((2, 0), "c16")) is None
@@ -537,6 +547,12 @@ class Data:
     z: Any = dataclasses.field(init=False)
 
 
+@dataclasses.dataclass
+class Measured:
+    value: Any
+    note: Any = dataclasses.field(default="", compare=False)
+
+
 class Plain:
     def __init__(self, **attributes: Any) -> None:
         vars(self).update(attributes)
@@ -616,6 +632,8 @@ def closing_over(value: Any, default: Any = 0) -> Any:
     [
         ({"model": [1, {"x": 2}]}, {"model": [1, {"x": 3}]}, "['model'][1]['x']"),
         (Pair(1, 2), Pair(1, 3), ".y"),
+        (torch.Size([1, 2]), torch.Size([1, 3]), "[1]"),
+        (ast.Name("a"), ast.Name("b"), ".id"),  # which has _fields, and is no tuple
         (Data(1, 2), Data(1, 3), ".y"),
         (Data([1]), Data([2]), ".x[0]"),
         (Plain(x=[1]), Plain(x=[2]), ".x[0]"),
@@ -647,6 +665,12 @@ def test_an_object_is_compared_by_its_own_eq_where_that_gives_a_bool() -> None:
     assert first_difference(Named(x=1), Named(x=2)) is None
 
 
+def test_a_dataclass_is_compared_by_its_fields_and_not_by_the_eq_that_it_makes() -> None:
+    assert Measured(0.0, "a") == Measured(-0.0, "b")
+    assert found(Measured(0.0), Measured(-0.0)).path == ".value"
+    assert found(Measured(1, "a"), Measured(1, "b")).path == ".note"
+
+
 def test_where_its_eq_raises_the_state_counts() -> None:
     first, second = Odd(x=1), Odd(x=2)  # neither has the attribute that their __eq__ asks for
     assert found(first, second).path == ".x"
@@ -664,6 +688,18 @@ def test_what_cannot_be_compared_is_a_difference_that_says_so(make: Callable[[],
     )
     assert str(found(first, second)) == message
     assert first_difference(first, first) is None
+
+
+class Guarded(Plain):
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        if self.closed:
+            raise TypeError("closed")
+        return super().__reduce_ex__(protocol)
+
+
+def test_what_can_be_read_on_one_side_alone_is_a_difference() -> None:
+    assert found(Guarded(closed=True), Guarded(closed=False)).what == "incomparable"
+    assert found(types.CellType(), types.CellType(1)).what == "value"
 
 
 def test_sets_are_compared_by_elements_that_have_a_value() -> None:
@@ -755,6 +791,20 @@ def test_modules_are_compared_by_name() -> None:
     assert found(first, second).what == "type"
 
 
+def test_of_parameters_and_buffers_the_first_that_is_told_is_that_of_the_first_module() -> None:
+    first = nn.Sequential(nn.BatchNorm1d(2), nn.BatchNorm1d(2))
+    second = copy.deepcopy(first)
+    with torch.no_grad():
+        second[0].weight += 1
+    second[0].running_mean += 1
+    second[1].weight.data += 1
+    assert found(first, second).path == ".0.weight"
+    second[0].weight.data -= 1
+    assert found(first, second).path == ".0.running_mean"
+    second[0].running_mean -= 1
+    assert found(first, second).path == ".1.weight"
+
+
 def test_buffers_that_are_not_persistent_and_generators_of_a_module_count() -> None:
     first = nn.Module()
     first.register_buffer("cache", torch.zeros(2), persistent=False)
@@ -789,6 +839,8 @@ class History(nn.Module):
         ({1}, {2}, ""),
         (Data(1), Data(2), ".x"),
         (Pair(1, 2), Pair(1, 3), ".y"),
+        (torch.Size([1, 2]), torch.Size([1, 3]), "[1]"),
+        (ast.Name("a"), ast.Name("b"), ".id"),  # which has _fields, and is no tuple
         (Plain(x=[1]), Plain(x=[2]), ".x[0]"),
         ([nn.Linear(1, 1), History([1])], [None, History([2])], "[0]"),
         (History([History([1])]), History([History([2])]), ".kept[0].kept[0]"),
@@ -952,6 +1004,10 @@ def test_the_count_and_the_distance_are_those_of_all_chunks(kind: str) -> None:
 def test_a_text_is_shown_where_it_differs() -> None:
     first, second = ["x" * 500 + "abc"], ["x" * 500 + "abd"]
     assert str(found(first, second)) == ("[0]: differs from position 502 on: 'xxxxxxxxabc' against 'xxxxxxxxabd' there")
+    long = "x" * 500 + "abc" + "y" * 50
+    assert str(found(long, long.replace("c", "d"))) == (
+        f"the values: differs from position 502 on: 'xxxxxxxxabc{'y' * 19}' against 'xxxxxxxxabd{'y' * 19}' there"
+    )
     assert found("a", "ab").index == (1,)
 
 
@@ -959,6 +1015,8 @@ def test_a_text_is_shown_where_it_differs() -> None:
     ("first", "second", "message"),
     [
         ([0] * 3, [0] * 8, "the values: structure differs: only the second has [3], [4], [5] and 2 more"),
+        ([0] * 3, [0] * 7, "the values: structure differs: only the second has [3], [4], [5] and 1 more"),
+        ((0,) * 3, (0,) * 6, "the values: structure differs: only the second has [3], [4], [5]"),
         (
             {"a": 1, "b": 2},
             {"a": 1, "c": 2},
@@ -978,6 +1036,14 @@ def test_a_text_is_shown_where_it_differs() -> None:
 )
 def test_the_message_tells_what_differs(first: Any, second: Any, message: str) -> None:
     assert str(found(first, second)) == message
+
+
+@pytest.mark.parametrize("value", [10**20, "a b" * 50, b"a b" * 50], ids=["int", "str", "bytes"])
+def test_plain_values_that_are_equal_are_the_same_wherever_they_are_kept(value: Any) -> None:
+    other = eval(repr(value))
+    assert other is not value
+    assert first_difference(value, other) is None
+    assert first_difference({(value,): value}, {(other,): other}) is None
 
 
 def test_integers_that_are_too_long_to_be_written_are_told_of() -> None:

@@ -18,6 +18,7 @@ import unittest
 import unittest.mock
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scoped_rng.decorators
-from scoped_rng import capture, deterministic, fixed_seed, isolated, replay
+from scoped_rng import ConcurrentScopeError, capture, deterministic, fixed_seed, isolated, replay
 from scoped_rng.scope import activation
 from tests import kit
 
@@ -1629,6 +1630,31 @@ def test_an_error_from_the_body_is_in_no_reference_cycle(form: str, when: str, m
         assert marker() is None
 
 
+@native_and_decorated
+def test_an_error_thrown_into_an_await_of_an_async_generator_is_in_no_reference_cycle(make: Any) -> None:
+    references: list[Any] = []
+
+    @make
+    async def awaiting() -> Any:
+        await pause()
+        yield
+
+    def thrown() -> BaseException:
+        error = Boom()
+        references.append(weakref.ref(error))
+        return error
+
+    def run() -> None:
+        step = awaiting().asend(None)
+        step.send(None)
+        with contextlib.suppress(Boom):
+            step.throw(thrown())
+
+    with no_collector():
+        run()
+        assert references[0]() is None
+
+
 def test_an_error_from_a_with_block_is_in_no_reference_cycle() -> None:
     with no_collector():
         marker, error = raising("with", fixed_seed(7), "at once")
@@ -1690,6 +1716,52 @@ def test_what_went_in_and_out_is_not_kept_while_the_body_waits(form: str, make: 
             made.close()
 
 
+@native_and_decorated
+@pytest.mark.parametrize("form", ["generator", "coroutine", "async generator", "await in an async generator"])
+def test_what_was_thrown_in_is_not_kept_while_the_body_waits(form: str, make: Any) -> None:
+    @types.coroutine
+    def give() -> Any:
+        yield
+
+    @make
+    def generator() -> Any:
+        while True:
+            with contextlib.suppress(Boom):
+                yield
+
+    @make
+    async def coroutine() -> Any:
+        while True:
+            with contextlib.suppress(Boom):
+                await give()
+
+    @make
+    async def async_generator() -> Any:
+        while True:
+            with contextlib.suppress(Boom):
+                yield
+
+    @make
+    async def awaiting() -> Any:
+        while True:
+            with contextlib.suppress(Boom):
+                await give()
+        yield
+
+    bodies = {"generator": generator, "coroutine": coroutine, "async generator": async_generator}
+    with no_collector():
+        made = bodies.get(form, awaiting)()
+        steps = made.asend(None) if form == "await in an async generator" else made
+        throw = (lambda error: made.athrow(error).send(None)) if form == "async generator" else steps.throw
+        suppressed(made.asend(None).send if form == "async generator" else steps.send, None)
+        error = Boom()
+        reference = weakref.ref(error)
+        suppressed(throw, error)
+        del error
+        assert reference() is None
+        suppressed(made.aclose().send, None) if form == "async generator" else steps.close()
+
+
 @pytest.mark.parametrize("form", ["function", "generator", "coroutine", "async generator"])
 def test_nothing_is_left_of_a_body_that_has_ended(form: str) -> None:
     def body() -> Any:
@@ -1703,6 +1775,12 @@ def test_nothing_is_left_of_a_body_that_has_ended(form: str) -> None:
         assert seen[0]() is None
 
 
+@pytest.mark.parametrize("form", ["generator", "coroutine", "async generator"])
+def test_no_body_counts_as_waiting_once_it_has_ended(form: str) -> None:
+    kit.FORMS[form](fixed_seed(7), draw)
+    assert not activation._suspended
+
+
 def test_a_scope_that_is_dropped_lets_go_of_its_user_objects() -> None:
     with no_collector():
         rng, net = random.Random(3), torch.nn.BatchNorm1d(2)
@@ -1711,6 +1789,37 @@ def test_a_scope_that_is_dropped_lets_go_of_its_user_objects() -> None:
             pass
         del rng, net
         assert [reference() for reference in references] == [None, None]
+
+
+def test_what_a_refused_body_draws_at_its_end_moves_no_other_threads_scope() -> None:
+    @fixed_seed(7)
+    def generate() -> Iterator[None]:
+        try:
+            yield
+        finally:
+            drawn.append(draw())
+
+    def other() -> Any:
+        with deterministic(1):
+            entered.set()
+            assert leave.wait(60)
+            return kit.draws()
+
+    drawn: list[Any] = []
+    entered, leave = threading.Event(), threading.Event()
+    before, generator = process(), generate()
+    next(generator)
+    with ThreadPoolExecutor(1) as pool:
+        drawing = pool.submit(other)
+        assert entered.wait(60)
+        try:
+            with pytest.raises(ConcurrentScopeError):
+                next(generator)
+        finally:
+            leave.set()
+        assert drawing.result() == kit.reference(1)[0]
+    assert len(drawn) == 1
+    assert process() == before
 
 
 # What a suspension costs.
@@ -1834,6 +1943,41 @@ def test_a_decorator_that_runs_a_coroutine_to_its_end_is_no_such_thing() -> None
         return asyncio.run(a_coroutine())
 
     assert fixed_seed(7)(run)() == kit.reference(7)[0]
+
+
+def test_a_function_that_wraps_an_ordinary_one_may_return_a_generator() -> None:
+    made = fixed_seed(7)(passing(lambda: a_generator()))()
+    assert inspect.isgenerator(made)
+
+
+def test_an_inherited_hypothesis_test_is_the_parents_own_again_behind_each_call() -> None:
+    class Parent:
+        @given(st.none())
+        def test_it(self, value: None) -> None:
+            seen.append(draw())
+
+    @fixed_seed(7)
+    class Child(Parent):
+        pass
+
+    seen: list[Any] = []
+    hook: Any = Parent.test_it
+    plain = hook.hypothesis.inner_test
+    Child().test_it()
+    assert seen == [kit.reference(7)[0]]
+    assert hook.hypothesis.inner_test is plain
+    assert Child.test_it.__name__ == "test_it"
+    assert fixed_seed(7)(hook) is hook
+
+
+@pytest.mark.parametrize("decorator", [fixed_seed, fixed_seed(), fixed_seed(7), fixed_seed(strict=False)])
+def test_fixed_seed_sets_the_flags_of_a_scope_that_is_not_strict(decorator: Any) -> None:
+    with deterministic(7):
+        expected = kit.flags()
+    assert decorator(lambda: kit.flags())() == expected
+    with deterministic(7, strict=True):
+        expected = kit.flags()
+    assert fixed_seed(7, strict=True)(lambda: kit.flags())() == expected
 
 
 def test_fixed_seed_on_a_function_takes_the_other_arguments_too() -> None:

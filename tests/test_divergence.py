@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from scoped_rng import deterministic
+from scoped_rng.trace import Trace, record
 from scoped_rng.trace.divergence import Divergence, first_divergence
 from scoped_rng.trace.file import Source
-from scoped_rng.trace.recorder import Trace, record
 from tests.test_tracefile import draft, written
 
 
@@ -242,9 +242,7 @@ def test_memory_that_was_never_written_is_blamed_where_it_is_read(monkeypatch: p
     assert found.origin is not None
     assert found.origin.op == "aten::empty.memory_format"
     made = f"aten::empty.memory_format at {found.origin.source}"
-    told = (
-        f"it reads what was left in memory that {made} had made and that no op had written. Use torch.zeros, or write"
-    )
+    told = f"it reads what was left in memory that {made} had made and that no op had written whole. Use torch"
     assert told in str(found)
 
 
@@ -432,10 +430,96 @@ def test_memory_that_numpy_has_filled_is_told_with_its_streams(monkeypatch: pyte
 
     found = parted(lambda: run(1), lambda: run(2))
     assert (found.kind, found.streams) == ("uninitialised", ("numpy",))
-    told = (
-        "Or NumPy or another library has filled it, which is not recorded. The random stream numpy had parted by then."
-    )
+    told = "NumPy or another library has filled it, which is not recorded. The random stream numpy had parted by then."
     assert str(found).endswith(told)
+
+
+def test_memory_that_is_written_in_pieces_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    Poisoned(monkeypatch)
+
+    def run() -> None:
+        memory = torch.empty(4, 2)
+        for row in (0, 3, 1):
+            memory[row] = 1.0
+        memory[0:2] + 1  # these two are written, in one stretch
+        memory[3] + 1
+        memory[:, 0] = 2.0  # not known to reach all that is left
+        memory[2, 1] = 2.0
+        memory[2] = 3.0
+        memory + 1
+
+    assert first_divergence(traced(run), traced(run)) is None
+
+
+def test_what_lies_between_the_pieces_that_are_written_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    Poisoned(monkeypatch)
+
+    def run() -> None:
+        memory = torch.empty(4, 2)
+        memory[0] = 1.0
+        memory[3] = 1.0
+        memory[1:3] + 1
+
+    found = parted(run, run)
+    assert (found.kind, found.record.op) == ("uninitialised", "aten::add.Tensor")
+
+
+def test_what_another_thread_changes_in_memory_that_was_written_in_pieces_comes_from_outside(outside: Numbers) -> None:
+    def run() -> None:
+        memory = torch.empty(2, 3)
+        for row in range(2):
+            memory[row] = 1.0
+        thread = threading.Thread(target=lambda: memory[1].add_(outside()))
+        thread.start()
+        thread.join()
+        memory.sum()
+
+    found = parted(run, run)
+    assert (found.kind, found.record.op) == ("input", "aten::sum")
+
+
+def test_what_adds_into_memory_that_was_written_in_pieces_is_blamed_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    with deterministic(0), record() as trace:
+        memory = torch.empty(4)
+        memory[:2] = 0.0
+        memory[2:] = 0.0
+        memory.index_put_((torch.tensor([1, 1]),), torch.ones(2), accumulate=True)
+    written_by = next(one for one in trace if one.op == "aten::index_put_")
+    with deterministic(0), record() as other:
+        memory = torch.zeros(4)
+        memory.index_put_((torch.tensor([1, 1]),), torch.ones(2), accumulate=True)
+    assert written_by.outputs == next(one for one in other if one.op == "aten::index_put_").outputs
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_noise_of_a_leaky_unit_is_for_its_backward_alone(training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    Poisoned(monkeypatch)
+
+    def run() -> None:
+        values = torch.ones(8, requires_grad=True)
+        torch._C._nn.rrelu_with_noise(values - 2, torch.empty(8), 0.125, 0.3, training).sum().backward()
+
+    assert first_divergence(traced(run), traced(run)) is None
+
+
+def test_a_draw_that_only_one_run_makes_does_not_say_that_the_stream_had_parted_before() -> None:
+    def run(more: bool) -> None:
+        values = torch.rand(3)
+        if more:
+            values = values + torch.rand(3)
+        values * 2
+
+    found = parted(lambda: run(True), lambda: run(False))
+    assert (found.kind, found.record.op, found.streams) == ("sequence", "aten::rand", ())
+
+
+def test_memory_of_a_sparse_tensor_is_written_by_what_changes_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run() -> None:
+        memory = torch.empty((2, 2), layout=torch.sparse_coo)
+        memory.add_(torch.eye(2).to_sparse())
+        memory.to_dense()
+
+    assert first_divergence(traced(run), traced(run)) is None
 
 
 def test_the_seed_of_a_loader_is_not_blamed() -> None:

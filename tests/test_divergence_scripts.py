@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 pytest.importorskip("xxhash")
-from scoped_rng.trace.recorder import Divergence, first_divergence
+from scoped_rng.trace import Divergence, first_divergence
 
 TRIES = int(os.environ.get("SCOPED_RNG_TRIES", "1"))
 ROOT = Path(__file__).parent.parent

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import itertools
 import os
 import random
@@ -38,6 +39,7 @@ from scoped_rng.streams import buffers
 from scoped_rng.streams import numpy as numpy_streams
 from scoped_rng.streams.numpy import NUMPY
 from scoped_rng.streams.python import PYTHON
+from scoped_rng.streams.registry import put_all
 from tests import kit
 from tests.fake_device import NAME, FakeGeneratorsModule, FakeLazyBackend
 
@@ -534,3 +536,52 @@ def test_an_entry_that_fails_is_told_of_first_where_something_cannot_be_put_back
     assert [name for name in before if after[name] != before[name] and not name.startswith(harmed)] == []
     for one, value in undo:
         stuck.put.function(value) if one is stuck else one.put(value)
+
+
+def test_a_body_that_waits_while_it_is_closed_is_closed_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = []
+
+    @deterministic(7)
+    async def generate() -> Any:
+        try:
+            yield 1
+        finally:
+            closed.append(random.random())
+            await pause()
+            closed.append("has waited")
+
+    before = kit.everything()
+    generator = generate()
+    with pytest.raises(StopIteration):
+        generator.asend(None).send(None)
+    taken = iter([Boom("no")])
+
+    def take() -> Any:
+        for error in taken:
+            raise error
+        return type(PYTHON).take(PYTHON)
+
+    monkeypatch.setattr(PYTHON, "take", take)
+    with pytest.raises(Boom):
+        generator.asend(None).send(None)
+    assert closed == [random.Random(7).random()]
+    assert kit.everything() == before
+
+
+@pytest.mark.parametrize(
+    ("errors", "first"),
+    [((Boom, MemoryError), Boom), ((Boom, KeyboardInterrupt, MemoryError), KeyboardInterrupt)],
+    ids=["the first", "an interrupt"],
+)
+def test_all_are_put_and_the_first_failure_is_told(
+    errors: tuple[type[BaseException], ...], first: type[BaseException]
+) -> None:
+    put = []
+
+    def failing(error: type[BaseException]) -> None:
+        put.append(error)
+        raise error("no")
+
+    with pytest.raises(first):
+        put_all([functools.partial(failing, error) for error in errors])
+    assert put == [*errors]

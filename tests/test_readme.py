@@ -68,6 +68,10 @@ def test_every_block_is_of_a_kind_that_is_checked_here() -> None:
     assert {block.language for block in BLOCKS} == {"python", "text", "bash", "diff", "toml"}
 
 
+def test_the_table_of_the_peers_is_the_one_that_was_run() -> None:
+    assert (ROOT / "benchmarks" / "behaviour.md").read_text(encoding="utf-8").strip() in README
+
+
 def is_for_pytest(block: Block) -> bool:
     return "@pytest." in block.code
 

@@ -34,6 +34,8 @@ from scoped_rng import (
     unregister_stream,
 )
 from scoped_rng.scope import activation
+from scoped_rng.streams.objects import adapt_all
+from scoped_rng.streams.python import PYTHON
 from tests import kit
 
 
@@ -346,6 +348,30 @@ def test_a_stream_that_cannot_be_put_back_is_told_of_and_all_others_are(form: An
     assert caught.value.__cause__ is stuck
     assert process() == before
     assert (first.getstate(), last.getstate()) == states
+
+
+@every_form
+def test_an_interrupt_while_a_failed_entry_is_put_back_does_not_keep_it_from_that(form: Any) -> None:
+    first, dice, last = random.Random(1), Dice(2), random.Random(3)
+    before, states = process(), [it.getstate() for it in (first, dice, last)]
+    dice.fail("seed", Boom("on entry"))
+    dice.fail("setstate", KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        form(deterministic(7, also=[first, dice, last]), draw)
+    assert process() == before
+    assert [it.getstate() for it in (first, dice, last)] == states
+
+
+@every_ended_form
+def test_it_is_an_error_also_where_the_caller_handles_another_one(form: Any) -> None:
+    dice = Dice(2)
+    before = process()
+    try:
+        raise Boom("of the caller's")
+    except Boom:
+        with pytest.raises(RestoreError, match=re.escape("also[0]: ValueError: stuck")):
+            form(deterministic(7, also=dice), lambda: dice.fail("setstate", ValueError("stuck")))
+    assert process() == before
 
 
 def test_every_stream_that_cannot_be_put_back_is_named_and_the_first_failure_is_the_cause() -> None:
@@ -696,6 +722,32 @@ def test_an_outer_scope_left_first_leaves_the_inner_one_in_force() -> None:
     assert process() == before
 
 
+@pytest.mark.parametrize("below", [contextlib.nullcontext, isolated], ids=["alone", "in another scope"])
+@pytest.mark.parametrize(
+    ("guests", "told"),
+    [
+        ([False, False], True),
+        ([True, False], False),
+        ([False, True], False),
+        ([False, True, False], True),
+        ([False, False, True], True),
+    ],
+)
+def test_of_a_guest_that_is_left_in_another_order_nobody_is_told(guests: list[bool], told: bool, below: Any) -> None:
+    before = process()
+    with below():
+        activations = [activation.Activation(deterministic(seed)) for seed in range(len(guests))]
+        for entry, is_guest in zip(activations, guests, strict=True):
+            entry.is_guest = is_guest
+            entry.start()
+        activations[0].stop()
+        assert activations[0].left_early == activations[0].trouble == told
+        for entry in reversed(activations[1:]):
+            entry.stop()
+            assert not entry.trouble
+    assert process() == before
+
+
 def test_an_outer_scope_left_first_tells_also_where_warnings_are_errors() -> None:
     before = process()
     outer, inner = keep_open(deterministic(1)), keep_open(deterministic(2))
@@ -734,6 +786,27 @@ def test_a_scope_left_too_early_with_a_stream_that_cannot_be_put_back_tells_of_b
     assert {RestoreError, ScopeOrderWarning} <= {*chain(caught.value), *(warning.category for warning in told)}
     next(inner, None)
     assert process() == before
+
+
+def test_the_value_outside_of_all_scopes_is_known_inside_of_them() -> None:
+    def outside() -> Any:
+        return PYTHON.as_tuple(activation.ambient_value(PYTHON))
+
+    ambient = random.getstate()
+    assert outside() == ambient
+    with deterministic(1):
+        random.random()
+        assert outside() == ambient
+        with deterministic(2):
+            random.random()
+            assert outside() == ambient
+        dice = Dice(3)
+        [held] = adapt_all(dice)
+        with isolated(also=[Dice(4), dice]):
+            before = dice.getstate()
+            dice.random()
+            assert activation.ambient_value(held) == before
+        assert activation.ambient_value(held) == dice.getstate()
 
 
 COVERED: dict[str, Callable[[Any, Any], Any]] = {

@@ -386,5 +386,19 @@ def test_a_meta_tensor_is_no_seed() -> None:
         deterministic(torch.tensor(1, device="meta"))
 
 
+def test_what_fails_to_be_an_integer_in_its_own_way_is_no_seed() -> None:
+    class Unready:
+        def __index__(self) -> int:
+            raise RuntimeError("not yet")
+
+    with pytest.raises(TypeError, match=r"^a seed must be an int in \[0, 2\*\*64\), got Unready"):
+        deterministic(Unready())
+
+
 def test_a_number_of_any_length_can_be_folded_in() -> None:
     assert fold_in(0, 1 << 20000) != fold_in(0, 1 << 20001)
+
+
+@pytest.mark.parametrize(("bits", "child"), [(2047, 11980593313590856899), (2048, 14416931064322472172)])
+def test_the_child_of_a_number_where_decimals_end_is_the_same_for_ever(bits: int, child: int) -> None:
+    assert fold_in(0, (1 << bits) - 1) == child

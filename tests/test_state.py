@@ -1081,6 +1081,12 @@ def test_a_buffer_that_does_not_fit_itself_is_refused(state_dict: Any, change: A
     refused(state_dict, "also[4]")
 
 
+@pytest.mark.parametrize("dtype", ["float33", "Tensor", ""])
+def test_a_buffer_of_no_dtype_is_refused(state_dict: Any, dtype: str) -> None:
+    state_dict["streams"]["also[4]"]["buffers"]["running_mean"] = {**BUFFER, "dtype": dtype}
+    refused(state_dict, "also[4]", f"the buffer 'running_mean' has the dtype {dtype!r}")
+
+
 @pytest.mark.parametrize(
     ("key", "value", "what"),
     [
@@ -1873,6 +1879,18 @@ def test_a_restore_that_fails_half_way_puts_everything_back(use: Any, place: int
         use(state, also, "error")
     assert kit.everything() == before
     assert capture(also=also) == seen
+
+
+def test_a_restore_that_fails_and_cannot_be_undone_tells_of_both() -> None:
+    class Stuck(Box):
+        def setstate(self, value: Any) -> None:
+            raise RuntimeError("stuck")
+
+    rng, stuck = random.Random(1), Stuck(1)
+    state = capture(also=[rng, stuck])
+    told = "also[1]: RuntimeError: stuck; everything else was"
+    with pytest.warns(RestoreWarning, match=f"{re.escape(told)}$"), pytest.raises(RuntimeError, match=r"^stuck$"):
+        state.restore(also=[rng, stuck])
 
 
 def test_a_restore_that_is_interrupted_puts_everything_back() -> None:

@@ -634,6 +634,7 @@ def test_a_numpy_without_the_place_keeps_its_entropy_fresh_and_everything_else_w
     again = importlib.util.module_from_spec(specification)
     with monkeypatch.context() as patch:
         patch.setattr(np.random, "bit_generator", types.SimpleNamespace())
+        patch.delattr("os.register_at_fork")  # once is enough, and the lock of a NumPy before 2 is not reentrant
         specification.loader.exec_module(again)
     assert again.NUMPY_STREAMS == [again.NUMPY]
     torch_stream = ambient._global_streams[2]
@@ -653,8 +654,8 @@ def test_a_python_with_another_memory_layout_leaves_large_seeds_to_numpy(monkeyp
 
 
 def test_a_python_that_seeds_in_another_way_leaves_large_seeds_to_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
-    other = streams.python_memory(random.Random(1))
-    monkeypatch.setattr(numpy_streams, "python_memory", lambda generator: other)
+    other = random.Random(1)  # which must live as long as its memory is looked at
+    monkeypatch.setattr(numpy_streams, "python_memory", lambda generator: streams.python_memory(other))
     assert numpy_streams.NumPyStream()._python is None
 
 

@@ -658,14 +658,16 @@ def test_a_decorated_generator_can_be_resumed_in_a_child() -> None:
 def test_a_fork_while_another_thread_enters_and_leaves_scopes_leaves_the_child_able_to_open_its_own(
     short_turns: None,
 ) -> None:
-    done = threading.Event()
+    begun, done = threading.Event(), threading.Event()
     with isolated():  # imports what it needs: Python cannot fork safely while another thread imports
         pass
 
     def body(number: int) -> None:
+        sys.settrace(None)  # what measures coverage has a lock of its own, which a child would wait for
         while not done.is_set():
             with isolated():
                 pass
+            begun.set()
 
     def child() -> Any:
         with activation._lock, deterministic(1):
@@ -673,6 +675,7 @@ def test_a_fork_while_another_thread_enters_and_leaves_scopes_leaves_the_child_a
 
     with threads(1, body):
         try:
+            assert begun.wait(PATIENCE)
             draws = {in_child(child) for _ in range(10)}
         finally:
             done.set()

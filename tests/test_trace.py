@@ -27,11 +27,10 @@ from torch.utils.checkpoint import checkpoint
 from scoped_rng import deterministic, isolated
 from scoped_rng.streams.numpy import NumPyStream
 from scoped_rng.streams.python import PythonStream
-from scoped_rng.trace import observe, places
+from scoped_rng.trace import Record, Trace, first_divergence, observe, places, record
 from scoped_rng.trace import recorder as module
 from scoped_rng.trace.fingerprint import fingerprint, shape_fingerprint
 from scoped_rng.trace.ops import Op
-from scoped_rng.trace.recorder import Record, Trace, first_divergence, record
 from tests import kit
 
 

@@ -17,8 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from scoped_rng.errors import ScopedRngError
+from scoped_rng.trace import Record, Source, Trace, TraceFormatError
 from scoped_rng.trace import file as tracefile
-from scoped_rng.trace.file import Record, Source, Trace, TraceFormatError, Writer
+from scoped_rng.trace.file import Writer
 
 LINE = Source("train.py", 7, "main")
 

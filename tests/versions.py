@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 SETS = {
-    "oldest": ("python3.10", ("torch==2.4.0", "numpy==1.26.0", "pytest==8.2.0", "hypothesis==6.100.0")),
+    "oldest": ("python3.10", ("torch==2.8.0", "numpy==1.26.0", "pytest==8.2.0", "hypothesis==6.140.0")),
     "newest": ("python3.13", ("torch==2.14.1", "numpy==2.5.5")),
 }
 

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, SupportsIndex
 
 from ..distributed.ranks import Ranks, listed
 from ..errors import RestoreWarning, StateFormatError, StateMismatchError, shown, warn
-from ..scope.activation import all_or_none
 from ..seeds import check_bool, check_seed, fold_in
-from ..state import RngState, capture, streams_in_force
+from ..state import RngState, capture, check_format, streams_in_force
 from ..state.text import to_text
 from ..streams.ambient import ENTROPY, adapt_all
-from .files import VERSION, check_format, load_state, save_state, state_under
+from .files import load_state, save_state, state_under
+
+if TYPE_CHECKING:
+    from ..streams.registry import Held
 
 __all__ = ["StatefulRng", "load_state", "resume", "save_state"]
 
-FORMAT = "scoped_rng.StatefulRng"
+FORMAT, VERSION = "scoped_rng.StatefulRng", 1
 _ELSEWHERE = "as many ranks and devices as here, but not so on another rank"
 
 
@@ -29,8 +32,9 @@ class StatefulRng:
     checkpoint without replacing each other; beside it are the number of ranks and the base seed. All of it loads under
     ``torch.load(weights_only=True)``.
 
-    Restore it last: what else is restored may draw (a plain ``DataLoader`` that is fast-forwarded does). `resume` does.
-    What was saved inside a seeded scope is loaded inside one: only there is NumPy's fresh entropy a stream.
+    Load it last, as `resume` does, since whatever else is loaded may draw. ``torch.distributed.checkpoint`` loads in
+    the alphabetical order of the names: give it the last one. What was saved inside a seeded scope is loaded inside
+    one: only there is NumPy's fresh entropy a stream.
 
     Args:
         also: objects of the user's to hold as well, as in `deterministic`.
@@ -42,6 +46,7 @@ class StatefulRng:
             ``"derive"``: warn, and seed the streams of each rank anew from the saved seed, how often that was done
             before, both numbers of ranks, and its rank in the group. Every rank must load then, for all of them do the
             same: where one has to derive, or refuses, so do the others.
+        timeout: with ``gather`` or ``"derive"``, how many seconds to wait for the other ranks, as in `assert_in_sync`.
 
     Raises:
         TypeError, ValueError: an argument is wrong.
@@ -63,6 +68,7 @@ class StatefulRng:
         gather: bool = False,
         group: Any = None,
         on_topology_change: Literal["error", "derive"] = "error",
+        timeout: float | None = None,
     ) -> None:
         if on_topology_change not in ("error", "derive"):
             raise ValueError(f'on_topology_change= is "error" or "derive", got {on_topology_change!r}')
@@ -70,13 +76,13 @@ class StatefulRng:
         self._also = also
         self._seed = None if seed is None else check_seed(seed)
         self._gather = check_bool("gather", gather)
-        self._group = group
+        self._group, self._timeout = group, timeout
         self._on_topology_change = on_topology_change
         self._derived = 0  # how often, so that no derived stream comes twice in a run
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of this rank, or with ``gather=True`` of all ranks, as a dict of str, int and None."""
-        ranks = Ranks(self._group)
+        ranks = Ranks(self._group, self._timeout)
         # By the rank in the whole job: groups that write into one checkpoint must not take each other's.
         here = ranks.names[ranks.rank]
         texts: dict[int, str] = {}
@@ -108,7 +114,7 @@ class StatefulRng:
                 or of a seeded scope, and this is none.
             DesyncError: with ``"derive"``, another rank cannot load what it was given; nothing was changed on any.
         """
-        ranks = Ranks(self._group)
+        ranks = Ranks(self._group, self._timeout)
         read: list[_Saved] = []
 
         def answer() -> tuple[str, bytes]:
@@ -127,14 +133,18 @@ class StatefulRng:
         if derive and saved.seed is not None:
             self._derive(saved.seed, saved, ranks)
         else:
-            saved.state.restore(also=self._also)
+            restore = functools.partial(saved.state.restore, also=self._also)
+            if self._on_topology_change == "derive":
+                ranks.change(self._plan(), "the streams of StatefulRng put", restore)
+            else:
+                restore()
             self._seed, self._derived = self._seed if saved.seed is None else saved.seed, saved.derived
 
     def _read(self, state: Mapping[str, Any], ranks: Ranks) -> _Saved:
         """Return what is saved, when it can be put here; nothing is touched."""
         if not isinstance(state, Mapping):
             raise StateFormatError(f"this is not the state_dict() of a StatefulRng but {type(state).__name__}")
-        check_format(state, FORMAT, "the state_dict() of a StatefulRng")
+        check_format(state, FORMAT, VERSION, "the state_dict() of a StatefulRng")
         size: Any = state.get("world_size")
         derived: Any = state.get("derived")
         seed: Any = state.get("seed")
@@ -175,18 +185,25 @@ class StatefulRng:
             )
         return _Saved(size, seed, derived, RngState({}), told)
 
+    def _plan(self) -> list[Held]:
+        return [*streams_in_force(), *adapt_all(self._also)]
+
     def _derive(self, seed: int, saved: _Saved, ranks: Ranks) -> None:
         # How often comes first, so that no stream comes twice in a run that changes its size to and fro.
         path = ("derived", saved.derived + 1, saved.size, ranks.size, "rank", ranks.rank)
-        plan = [*streams_in_force(), *adapt_all(self._also)]
-        warn(
-            f"the state is of {saved.changed or _ELSEWHERE}: the streams do not go on from it but are seeded anew by "
-            f"fold_in({seed}, {', '.join(map(repr, path))}), from the seed that it holds; what follows is not the run "
-            "that was saved",
-            RestoreWarning,
-        )
-        child = fold_in(seed, *path)
-        all_or_none(plan, lambda: [held.seed(child) for held in plan])
+        plan, child = self._plan(), fold_in(seed, *path)
+
+        def derive() -> None:
+            warn(
+                f"the state is of {saved.changed or _ELSEWHERE}: the streams do not go on from it but are seeded anew "
+                f"by fold_in({seed}, {', '.join(map(repr, path))}), from the seed that it holds; what follows is not "
+                "the run that was saved",
+                RestoreWarning,
+            )
+            for held in plan:
+                held.seed(child)
+
+        ranks.change(plan, "the streams of StatefulRng derived", derive)
         self._seed, self._derived = seed, saved.derived + 1
 
 
@@ -237,10 +254,8 @@ def resume(checkpoint: Mapping[str, Any], *, rng: Any, **parts: Any) -> None:
         if not callable(getattr(part, "load_state_dict", None)):
             advice = "give a StatefulRng"
             if name != "rng":
-                advice = (
-                    "bring it to where it was yourself, before the streams: a plain DataLoader by taking from it as "
-                    "many batches as were done"
-                )
+                advice = "bring it to where it was yourself, before the streams; in place of a plain DataLoader, which "
+                advice += "cannot go on in the middle of an epoch, take seeded_loader()"
             raise TypeError(f"{name}= is {type(part).__name__}, which has no load_state_dict(); {advice}")
     missing = [name for name in parts if name not in checkpoint]
     if missing:

@@ -7,6 +7,7 @@ import errno
 import io
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Mapping
 from hashlib import blake2b
@@ -15,8 +16,8 @@ from typing import Any
 
 import torch
 
-from ..errors import StateFormatError, shown
-from ..state import RngState
+from ..errors import StateFormatError
+from ..state import RngState, check_format
 from ..state.text import from_text, to_text
 
 try:
@@ -24,7 +25,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_format", "load_state", "save_state", "state_under"]
+__all__ = ["load_state", "save_state", "state_under"]
 
 FORMAT, VERSION = "scoped_rng.state", 1
 
@@ -94,22 +95,10 @@ def load_state(path: str | os.PathLike[str]) -> RngState:
     data = Path(path).read_bytes()
     try:
         content = _content(data)
-        content = content if isinstance(content, dict) else {}
-        check_format(content, FORMAT, "a file of save_state()")
+        check_format(content, FORMAT, VERSION, "a file of save_state()")
         return state_under(content, "state")
     except StateFormatError as error:
         raise StateFormatError(f"{os.fspath(path)!r}: {error}") from error
-
-
-def check_format(state: Mapping[str, Any], expected: str, what: str) -> None:
-    """Refuse what is something else, or of another version."""
-    if not isinstance(state.get("format"), str) or state["format"] != expected:
-        raise StateFormatError(f"this is not {what}: 'format' is not {expected!r}")
-    version = state.get("version")
-    if type(version) is not int or version != VERSION:
-        raise StateFormatError(
-            f"the state is of version {shown(version)}, this is for version {VERSION}; update scoped_rng"
-        )
 
 
 def state_under(content: Mapping[str, Any], key: str) -> RngState:
@@ -145,7 +134,9 @@ def _sync_folder(folder: Path) -> None:
 def _remove_left(folder: Path, prefix: str) -> None:
     """Remove what saves of the same file have left that were killed; one under way holds its lock."""
     for left in folder.glob(f"{prefix}*"):
-        with contextlib.suppress(OSError), open(left, "r+b") as file:
-            if fcntl is not None and os.fstat(file.fileno()).st_size:  # an empty one may be about to be locked
+        with contextlib.suppress(OSError), open(left, "rb") as file:
+            found = os.fstat(file.fileno())
+            # An empty one may be about to be locked.
+            if fcntl is not None and (found.st_size or time.time() - found.st_mtime > 60):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left.unlink()

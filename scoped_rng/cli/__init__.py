@@ -90,7 +90,8 @@ def check(
 
     Options may also stand behind TARGET. What comes after -- goes to it alone: check SCRIPT -- --seed 1
 
-    Exit code: 0 reproducible, 1 not, 2 TARGET failed, something could not be compared, or the call was wrong.
+    Exit code: 0 reproducible, 1 not, 2 TARGET failed, something could not be compared, or the call was wrong,
+    130 interrupted.
     """
     if trace and importlib.util.find_spec("xxhash") is None:
         raise typer.BadParameter(

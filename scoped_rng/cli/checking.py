@@ -14,6 +14,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..errors import TraceFormatError
 from .advice import advise, advise_on_text
 from .children import Ended, Output, Plan, call, run
 from .launch import Target
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from ..trace.divergence import Divergence
     from ..trace.file import Record
 
-__all__ = ["Difference", "Parting", "Plan", "Report", "Run", "check", "strip"]
+__all__ = ["Difference", "Parting", "Report", "Run", "check", "strip"]
 
 _CELLS = 64
 _CONTEXT = 2  # lines of source above and below
@@ -240,7 +241,7 @@ class _Comparison:
 
     def _trace(self, ended: Ended) -> tuple[int | None, str]:
         from ..trace.divergence import first_divergence
-        from ..trace.file import Trace, TraceFormatError
+        from ..trace.file import Trace
 
         one, other = self.first.folder / "trace", ended.folder / "trace"
         try:

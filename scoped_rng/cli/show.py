@@ -30,9 +30,8 @@ _WIDTH = 80
 def progress(runs: int) -> Iterator[Callable[[int], None]]:
     """Show which run is under way, on a terminal alone."""
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
-    is_seen = (
-        sys.stderr is not None and sys.stderr.isatty()
-    )  # rich takes a log for a terminal where FORCE_COLOR is set, as it is in CI
+    # rich itself takes a log for a terminal where FORCE_COLOR is set, as it is in CI.
+    is_seen = sys.stderr is not None and sys.stderr.isatty()
     with Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_seen) as shown:
         task = shown.add_task("")
         yield lambda number: shown.update(

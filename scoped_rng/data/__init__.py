@@ -9,8 +9,9 @@ from typing import Any, SupportsIndex
 import torch
 from torch.utils.data import DataLoader, IterableDataset, IterDataPipe, get_worker_info
 
-from ..errors import StateFormatError, StateMismatchError
+from ..errors import StateFormatError, StateMismatchError, shown
 from ..seeds import check_seed, fold_in
+from ..state import check_format
 from ..streams.ambient import ambient_streams
 from .samples import Indices, Samples, SamplesDataset, Stream, StreamDataset, already_collated, length_of, too_short
 
@@ -18,7 +19,7 @@ __all__ = ["SeededLoader", "seed_worker", "seeded_loader"]
 
 FORMAT, VERSION = "scoped_rng.SeededLoader", 1
 # What decides the order, and how it was asked for.
-ORDERS = {
+ORDERS: dict[Any, str] = {
     "sequential": "shuffle=False",
     "shuffled": "shuffle=True",
     "sampler": "sampler=",
@@ -182,27 +183,20 @@ class SeededLoader(DataLoader[Any]):
             StateMismatchError: it is of a loader with another seed, dataset length or batch size, say; nothing was
                 changed.
         """
-        state = state_dict if isinstance(state_dict, Mapping) else {}
-        if not isinstance(state.get("format"), str) or state["format"] != FORMAT:
-            raise StateFormatError(f"this is not the state_dict() of a SeededLoader: 'format' is not {FORMAT!r}")
-        version = state.get("version")
-        if type(version) is not int or version != VERSION:
-            raise StateFormatError(
-                f"the state is of version {version!r}, this is for version {VERSION}; update scoped_rng"
-            )
+        check_format(state_dict, FORMAT, VERSION, "the state_dict() of a SeededLoader")
         for name, here in self._recipe().items():
-            if name not in state:
+            if name not in state_dict:
                 raise StateFormatError(f"the state lacks {name!r}; it is damaged, take another checkpoint")
-            there = state[name]
+            there = state_dict[name]
             if not isinstance(there, (int, str, type(None))):
                 raise _damaged(name, there)
             if (type(there), there) != (type(here), here):
-                was, is_now = (f"{name}={it!r}" if name != "order" else ORDERS.get(str(it), it) for it in (there, here))
+                was, is_now = (ORDERS.get(it, f"{name}={shown(it)}") for it in (there, here))
                 raise StateMismatchError(
                     f"the state is of a loader with {was}, this one has {is_now}; make the loader as it was, or begin "
                     "an epoch with set_epoch() instead"
                 )
-        epoch, batch = state.get("epoch"), state.get("batch")
+        epoch, batch = state_dict.get("epoch"), state_dict.get("batch")
         most = len(self) if self._order in ("shuffled", "sequential") else (1 << 63) - 1
         if type(epoch) is not int or not 0 <= epoch < 1 << 63:
             raise _damaged("epoch", epoch)
@@ -296,7 +290,7 @@ def _plain_int(value: Any) -> int | None:
 
 
 def _damaged(name: str, value: Any) -> StateFormatError:
-    return StateFormatError(f"{name!r} of the state cannot be {value!r}; it is damaged, take another checkpoint")
+    return StateFormatError(f"{name!r} of the state cannot be {shown(value)}; it is damaged, take another checkpoint")
 
 
 class _InnerLoader(DataLoader[Any]):

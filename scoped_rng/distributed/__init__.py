@@ -38,13 +38,12 @@ import torch
 
 from ..errors import DesyncError
 from ..scope import Scope
-from ..scope.activation import all_or_none
 from ..seeds import fold_in
 from ..state import RngState, codecs
 from ..state.text import from_text, to_text
 from ..streams.ambient import ENTROPY, ambient_streams
 from ..streams.devices import DeviceStream
-from ..streams.registry import Held, Keyed
+from ..streams.registry import REGISTERED, Held, Keyed
 from .digests import Digests, Row, digest
 from .ranks import Ranks, listed
 
@@ -117,6 +116,7 @@ def assert_distinct(streams: str | Iterable[str], *, group: Any = None, timeout:
 
     Raises:
         DesyncError: on every rank, naming the ranks that have the same stream.
+        TypeError, ValueError: ``streams`` names none, or none that is here.
 
     >>> assert_distinct("torch")
     """
@@ -125,6 +125,8 @@ def assert_distinct(streams: str | Iterable[str], *, group: Any = None, timeout:
 
     def answer() -> tuple[str, bytes]:
         by_stream.update(_digests_of(streams))
+        if not by_stream:
+            raise ValueError('streams= names no stream that could differ; pass "torch", say')
         return f"assert_distinct({_named(by_stream)})", b"".join(each[:8] for each in by_stream.values())
 
     answers = ranks.ask(answer)
@@ -158,8 +160,7 @@ def sync_state(src: SupportsIndex = 0, group: Any = None, *, timeout: float | No
 
     >>> sync_state()
     """
-    values = _received(src, group, timeout)
-    all_or_none([held for held, _ in values], lambda: [held.put(value) for held, value in values])
+    _put_to_source(src, group, timeout)
 
 
 def synced(src: SupportsIndex = 0, group: Any = None, *, timeout: float | None = None) -> Scope:
@@ -183,8 +184,7 @@ class _Synced(Scope):
         self._from = src, group, timeout
 
     def begin(self, plan: list[Held]) -> None:
-        for held, value in _received(*self._from):
-            held.put(value)
+        _put_to_source(*self._from)
 
 
 def _global_streams() -> dict[str, Held]:
@@ -198,7 +198,8 @@ def _global_streams() -> dict[str, Held]:
                 found[name].name = name
         elif held.kind and (held is not ENTROPY or ENTROPY.is_seeded()):
             found[held.name] = held
-    return found
+    # Each rank may have registered its own in another order.
+    return dict(sorted(found.items(), key=lambda item: item[0] if item[0] in REGISTERED else ""))
 
 
 def _names(streams: Any) -> set[str] | None:
@@ -291,8 +292,8 @@ def _first_difference(theirs: list[Row], mine: list[Row]) -> tuple[str | None, s
     return None, ""
 
 
-def _received(src: SupportsIndex, group: Any, timeout: float | None) -> list[tuple[Held, Any]]:
-    """Return the streams of this rank, and their values on the rank ``src``."""
+def _put_to_source(src: SupportsIndex, group: Any, timeout: float | None) -> None:
+    """Put the streams to those of the rank ``src``: on every rank, or on none."""
     ranks, number, text = Ranks(group, timeout), 0, b""
     here: dict[str, Held] = {}
 
@@ -307,8 +308,13 @@ def _received(src: SupportsIndex, group: Any, timeout: float | None) -> list[tup
 
     told = ranks.ask(answer)
     length = int.from_bytes(told[number][:8], "little")
-    state = from_text(ranks.broadcast(text, length, number).decode())
-    return [(held, value) for held, value in state.values_for(list(here.values()), (), "error")]
+    told_text = ranks.broadcast(text, length, number).decode()
+
+    def put() -> None:
+        for held, value in from_text(told_text).values_for(list(here.values()), (), "error"):
+            held.put(value)
+
+    ranks.change(here.values(), f"the streams of rank {number} put", put)
 
 
 def _source(src: Any, size: int) -> int:

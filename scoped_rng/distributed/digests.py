@@ -6,6 +6,7 @@ import contextlib
 import copyreg
 import enum
 import re
+import sys
 import types
 from collections import OrderedDict
 from collections.abc import Generator, Mapping
@@ -233,7 +234,13 @@ def _plain(value: Any) -> bytes | None:
         return _encoded(f"{value.__module__}.{value.__qualname__}")
     if isinstance(value, (types.ModuleType, enum.Enum)):
         return _encoded(value.__name__ if isinstance(value, types.ModuleType) else str(value.name))
-    return _encoded(value.type) if isinstance(value, torch.device) else None
+    if isinstance(value, torch.device):
+        return _encoded(value.type)
+    mesh: Any = getattr(sys.modules.get("torch.distributed.device_mesh"), "DeviceMesh", ())
+    if isinstance(value, mesh):
+        # A sharded tensor has it, and it knows this rank and its groups: where, as a device does.
+        return _encoded(f"{value.mesh_dim_names} {tuple(value.shape)}")
+    return None
 
 
 def _parts(value: Any) -> Parts | None:

@@ -7,16 +7,20 @@ import datetime
 import math
 import numbers
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from ..errors import DesyncError
+from ..scope.activation import all_or_none
 from ..streams.buffers import without_modes
 from .digests import digest
+
+if TYPE_CHECKING:
+    from ..streams.registry import Held
 
 __all__ = ["Ranks", "listed"]
 
@@ -40,6 +44,8 @@ class Ranks:
         with contextlib.suppress(TypeError, ValueError):
             self._seconds = _checked(timeout)
         self.rank, self.size = 0, 1
+        if hasattr(group, "get_group"):
+            raise TypeError(f"group= is a process group, got {type(group).__name__}; pass mesh.get_group(name)")
         if dist.is_available() and dist.is_initialized():
             self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
             if self.rank < 0:
@@ -84,18 +90,30 @@ class Ranks:
             told = self.gather_texts(question)
             if failure is None:
                 alike = self.grouped(told)
-                fewest = min(alike.values(), key=lambda group: (len(group), -group[0]))
                 failed = [name for name, each in zip(self.names, answers, strict=True) if not any(each[: len(head)])]
+                if failed:
+                    causes = [f"{text} (on {listed(group)})" for text, group in alike.items() if group[0] in failed]
+                    raise DesyncError(f"the call has failed: {'; '.join(causes)}", ranks=tuple(failed))
+                fewest = min(alike.values(), key=lambda group: (len(group), -group[0]))
                 raise DesyncError(
                     "the ranks do not ask the same: "
                     + "; ".join(f"{listed(group)}: {text}" for text, group in alike.items())
                     + ". Have every rank of the group make the same calls in the same order",
-                    ranks=tuple(failed or fewest),
+                    ranks=tuple(fewest),
                 )
         if failure is not None:
             raise failure
         more = self.gather(mine[first:]) if len(mine) > first else [b""] * self.size
         return [each[len(head) :] + rest for each, rest in zip(answers, more, strict=True)]
+
+    def change(self, plan: Iterable[Held], question: str, change: Callable[[], Any]) -> None:
+        """Change streams on every rank of the group, or, where that fails on one, on none."""
+
+        def answer() -> tuple[str, bytes]:
+            change()
+            return question, b""
+
+        all_or_none(plan, lambda: self.ask(answer))
 
     def grouped(self, told: Sequence[T]) -> dict[T, list[int]]:
         """Return the ranks that have told the same, by what they have told."""

@@ -76,9 +76,8 @@ class Leaks:
             self._look("the teardown")
             message = self._told(item)
             if message and failed:
-                item.add_report_section(
-                    "teardown", "leaks", message
-                )  # a warning that is an error would hide the failure
+                # Not a warning: where those are errors, it would hide the failure.
+                item.add_report_section("teardown", "leaks", message)
         if message and self._mode == "error":
             pytest.fail(message, pytrace=False)
         if message:

@@ -127,8 +127,7 @@ class RngState:
         if missing == "error" and absent:
             raise StateMismatchError(
                 f"the state holds {', '.join(absent)}, which is not here; initialise the device, register the stream, "
-                "or "
-                'give the same objects as to capture(also=...), or leave it out with missing="skip"'
+                'or give the same objects as to capture(also=...), or leave it out with missing="skip"'
             )
         if missing == "error" and strange:
             raise StateMismatchError(
@@ -163,14 +162,7 @@ class RngState:
         """
         from . import codecs
 
-        known = isinstance(state_dict, Mapping) and isinstance(state_dict.get("format"), str)
-        if not known or state_dict["format"] != FORMAT:
-            raise StateFormatError("this is not the state_dict() of an RngState: 'format' is not 'scoped_rng.RngState'")
-        version = state_dict.get("version")
-        if type(version) is not int or version != VERSION:
-            raise StateFormatError(
-                f"the state is of version {shown(version)}, this is for version {VERSION}; update scoped_rng"
-            )
+        check_format(state_dict, FORMAT, VERSION, "the state_dict() of an RngState")
         packed = codecs.from_tensors(state_dict.get("streams"))
         try:
             return cls(packed)
@@ -212,6 +204,17 @@ def check_missing(missing: object) -> None:
     """Refuse anything but the two policies."""
     if missing not in ("error", "skip"):
         raise ValueError(f'missing= is "error" or "skip", got {missing!r}')
+
+
+def check_format(state: Any, expected: str, version: int, what: str) -> None:
+    """Refuse what is not a dict of this format and version."""
+    found = state if isinstance(state, Mapping) else {}
+    if not isinstance(found.get("format"), str) or found["format"] != expected:
+        raise StateFormatError(f"this is not {what}: 'format' is not {expected!r}")
+    if type(found.get("version")) is not int or found["version"] != version:
+        raise StateFormatError(
+            f"the state is of version {shown(found.get('version'))}, this is for version {version}; update scoped_rng"
+        )
 
 
 def _canonical(value: Any) -> bytes:

@@ -22,6 +22,7 @@ from ..streams.buffers import BuffersValue, ModuleTable, without_modes
 from ..streams.numpy import EntropySource, NumPyStream
 from ..streams.python import PythonStream
 from ..streams.registry import Held, Keyed
+from .checks import check_gaussian, check_mersenne, check_torch_mersenne, expect, expect_alike, expect_keys
 from .plain import decode, encode
 
 __all__ = ["from_tensors", "pack", "to_tensors", "value"]
@@ -43,10 +44,10 @@ class PythonCodec:
         }
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "version", "key", "position", "gaussian")
-        _expect(plain["version"] == 3, "Python's state is not of version 3")
-        _check_mersenne(plain["key"], plain["position"])
-        _check_gaussian(plain["gaussian"])
+        expect_keys(plain, "version", "key", "position", "gaussian")
+        expect(plain["version"] == 3, "Python's state is not of version 3")
+        check_mersenne(plain["key"], plain["position"])
+        check_gaussian(plain["gaussian"])
 
     def value(self, held: Held, plain: Plain) -> Any:
         words = (*struct.unpack("<624I", plain["key"]), plain["position"])
@@ -62,9 +63,9 @@ class NumPyCodec:
         return {"bits": _pack_bits(held, bits), "gaussian": [float(gaussian)] if cached else []}
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "bits", "gaussian")
+        expect_keys(plain, "bits", "gaussian")
         _unpack_bits(plain["bits"])
-        _check_gaussian(plain["gaussian"])
+        check_gaussian(plain["gaussian"])
 
     def value(self, held: Any, plain: Plain) -> Any:
         bits, gaussian = _unpack_bits(plain["bits"]), plain["gaussian"]
@@ -81,18 +82,18 @@ class GeneratorCodec:
         return {"bits": _pack_bits(held, bits), "spawning": encode(spawning, held.name)}
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "bits", "spawning")
+        expect_keys(plain, "bits", "spawning")
         _unpack_bits(plain["bits"])
         spawning = decode(plain["spawning"])
-        _expect(isinstance(spawning, dict), "a Generator's spawn state is not a dict")
+        expect(isinstance(spawning, dict), "a Generator's spawn state is not a dict")
         if spawning:
-            _expect_keys(spawning, "entropy", "spawn_key", "pool_size", "n_children_spawned")
+            expect_keys(spawning, "entropy", "spawn_key", "pool_size", "n_children_spawned")
             entropy, key, pool, count = (
                 spawning[name] for name in ("entropy", "spawn_key", "pool_size", "n_children_spawned")
             )
-            _expect(type(pool) is int and 4 <= pool <= 1024, f"a pool of {pool!r} words")
-            _expect(type(count) is int and 0 <= count < 1 << 32, f"{count!r} children")
-            _expect(entropy is not None and isinstance(key, (tuple, list)), f"a spawn key of {key!r}")
+            expect(type(pool) is int and 4 <= pool <= 1024, f"a pool of {pool!r} words")
+            expect(type(count) is int and 0 <= count < 1 << 32, f"{count!r} children")
+            expect(entropy is not None and isinstance(key, (tuple, list)), f"a spawn key of {key!r}")
             np.random.SeedSequence(**spawning)
 
     def value(self, held: Any, plain: Plain) -> Any:
@@ -109,9 +110,9 @@ class EntropyCodec:
         return None if state is None else {"seed": state[0], "drawn": state[1]}
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "seed", "drawn")
+        expect_keys(plain, "seed", "drawn")
         for number in plain.values():
-            _expect(type(number) is int and 0 <= number < 1 << 64, "the entropy's seed or count is out of range")
+            expect(type(number) is int and 0 <= number < 1 << 64, "the entropy's seed or count is out of range")
 
     def value(self, held: Held, plain: Plain) -> Any:
         return EntropySource(plain["seed"]), (plain["seed"], plain["drawn"])
@@ -124,14 +125,14 @@ class TorchCodec:
         return {"device": held.device, "bytes": _tensor_bytes(taken)}
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "device", "bytes")
+        expect_keys(plain, "device", "bytes")
         device, data = plain["device"], plain["bytes"]
-        _expect(isinstance(device, str) and isinstance(data, bytes), "a torch state is not a device and bytes")
+        expect(isinstance(device, str) and isinstance(data, bytes), "a torch state is not a device and bytes")
         if device == "cpu":
             torch.Generator().set_state(_tensor(data))  # which checks the length
-            _check_torch_mersenne(data)
+            check_torch_mersenne(data)
         else:
-            _expect(0 < len(data) <= 1 << 16, f"a state of {device!r} of {len(data)} bytes")
+            expect(0 < len(data) <= 1 << 16, f"a state of {device!r} of {len(data)} bytes")
 
     def value(self, held: Any, plain: Plain) -> torch.Tensor:
         _match(held, "device", plain["device"], held.device)
@@ -156,19 +157,19 @@ class BuffersCodec:
         }
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "buffers", "training")
-        _expect(isinstance(plain["training"], dict), "the training modes are not a dict")
+        expect_keys(plain, "buffers", "training")
+        expect(isinstance(plain["training"], dict), "the training modes are not a dict")
         for name, mode in plain["training"].items():
-            _expect(isinstance(name, str) and type(mode) is int and mode in (0, 1), f"a training mode of {mode!r}")
-        _expect(isinstance(plain["buffers"], dict), "the buffers are not a dict")
+            expect(isinstance(name, str) and type(mode) is int and mode in (0, 1), f"a training mode of {mode!r}")
+        expect(isinstance(plain["buffers"], dict), "the buffers are not a dict")
         for name, buffer in plain["buffers"].items():
-            _expect(isinstance(name, str) and isinstance(buffer, dict), f"the buffer {name!r} is not a dict")
-            _expect_keys(buffer, "dtype", "shape", "bytes")
-            _expect(isinstance(buffer["bytes"], bytes), f"the buffer {name!r} is not of bytes")
+            expect(isinstance(name, str) and isinstance(buffer, dict), f"the buffer {name!r} is not a dict")
+            expect_keys(buffer, "dtype", "shape", "bytes")
+            expect(isinstance(buffer["bytes"], bytes), f"the buffer {name!r} is not of bytes")
             dtype = getattr(torch, buffer["dtype"], None)
-            _expect(isinstance(dtype, torch.dtype), f"the buffer {name!r} has the dtype {buffer['dtype']!r}")
+            expect(isinstance(dtype, torch.dtype), f"the buffer {name!r} has the dtype {buffer['dtype']!r}")
             shape = buffer["shape"]
-            _expect(
+            expect(
                 isinstance(shape, list)
                 and all(type(size) is int and size >= 0 for size in shape)
                 and math.prod(shape) * dtype.itemsize == len(buffer["bytes"]),  # type: ignore[union-attr]
@@ -203,7 +204,7 @@ class ObjectCodec:
         return {"state": encode(taken, held.name)}
 
     def check(self, plain: Plain) -> None:
-        _expect_keys(plain, "state")
+        expect_keys(plain, "state")
         decode(plain["state"])
 
     def value(self, held: Held, plain: Plain) -> Any:
@@ -260,18 +261,18 @@ def from_tensors(streams: Any) -> dict[str, Plain]:
     name: Any = "streams"
     try:
         packed: dict[str, Plain] = _from_tensors(streams)
-        _expect(isinstance(packed, dict), "is not a dict")
+        expect(isinstance(packed, dict), "is not a dict")
         for name, plain in packed.items():
-            _expect(isinstance(name, str) and isinstance(plain, dict), "is not a dict")
+            expect(isinstance(name, str) and isinstance(plain, dict), "is not a dict")
             kind: Any = plain.get("kind")
             fixed = _FIXED_KINDS.get(name)
-            _expect(isinstance(kind, str) and kind in CODECS and fixed in (None, kind), f"is of the kind {kind!r}")
-            _expect(fixed is not None or kind != "numpy.entropy", f"is of the kind {kind!r}")
+            expect(isinstance(kind, str) and kind in CODECS and fixed in (None, kind), f"is of the kind {kind!r}")
+            expect(fixed is not None or kind != "numpy.entropy", f"is of the kind {kind!r}")
             CODECS[kind].check({key: item for key, item in plain.items() if key != "kind"})
-            _expect(name != "torch" or plain["device"] == "cpu", f"is of the device {plain.get('device')!r}")
+            expect(name != "torch" or plain["device"] == "cpu", f"is of the device {plain.get('device')!r}")
         positions = sorted(int(match[1]) for match in map(_POSITION.fullmatch, packed) if match)
         name = "also"
-        _expect(positions == list(range(len(positions))), f"has objects only at the positions {positions}")
+        expect(positions == list(range(len(positions))), f"has objects only at the positions {positions}")
     except Exception as error:  # a hostile dict can make any of the checks fail in its own way
         told = f"{name!r}: {error}"
         told = told if len(told) <= 300 else f"{told[:300]}..."
@@ -287,26 +288,26 @@ _POSITION = re.compile(r"also\[(\d+)\]")
 
 def _from_tensors(item: Any) -> Any:
     if isinstance(item, Mapping):
-        _expect(all(type(key) is str for key in item), "a dict with keys that are not str")
+        expect(all(type(key) is str for key in item), "a dict with keys that are not str")
         return {key: _from_tensors(inner) for key, inner in item.items()}
     if isinstance(item, list):
         return [_from_tensors(inner) for inner in item]
     if isinstance(item, torch.Tensor):
         with without_modes():
             memory = item.untyped_storage().nbytes()
-            _expect(item.numel() * item.element_size() <= memory, "a tensor of more elements than its memory has")
+            expect(item.numel() * item.element_size() <= memory, "a tensor of more elements than its memory has")
             return _from_tensor(item.detach().cpu())
-    _expect(type(item) in (str, int, float), f"a {type(item).__name__}")
-    _expect(type(item) is not int or item.bit_length() <= 1024, "an int of more than 1024 bits")  # as `encode` writes
+    expect(type(item) in (str, int, float), f"a {type(item).__name__}")
+    expect(type(item) is not int or item.bit_length() <= 1024, "an int of more than 1024 bits")  # as `encode` writes
     return item
 
 
 def _from_tensor(tensor: torch.Tensor) -> bytes:
     if tensor.dtype != torch.uint8:  # a cast made it float, say: bring it back where that is exact
         exact = tensor.to(torch.uint8)
-        _expect(torch.equal(exact.to(tensor.dtype), tensor), f"a tensor of {tensor.dtype} is not of whole bytes")
+        expect(torch.equal(exact.to(tensor.dtype), tensor), f"a tensor of {tensor.dtype} is not of whole bytes")
         tensor = exact
-    _expect(tensor.dim() == 1, f"a tensor of {tensor.dim()} dimensions")
+    expect(tensor.dim() == 1, f"a tensor of {tensor.dim()} dimensions")
     return _tensor_bytes(tensor)
 
 
@@ -322,66 +323,16 @@ def _pack_bits(held: Held, state: Plain) -> Any:
 def _unpack_bits(plain: Any) -> Plain:
     """Return the state dict of a bit generator, checked against a fresh one's."""
     state = decode(plain)
-    _expect(isinstance(state, dict) and state.get("bit_generator") in _BIT_GENERATORS, "an unknown bit generator")
+    expect(isinstance(state, dict) and state.get("bit_generator") in _BIT_GENERATORS, "an unknown bit generator")
     scratch = getattr(np.random, state["bit_generator"])(0)
-    _expect_alike(state, scratch.state)
+    expect_alike(state, scratch.state)
     if state["bit_generator"] == "MT19937":
-        _check_mersenne(state["state"]["key"].astype("<u4").tobytes(), state["state"]["pos"])
-    _expect(state.get("buffer_pos", 0) <= 4 and state.get("has_uint32", 0) <= 1, "a position is out of range")
-    _expect(state.get("uinteger", 0) < 1 << 32, "a word is out of range")
-    _expect("inc" not in state["state"] or state["state"]["inc"] % 2 == 1, "an increment is even")
+        check_mersenne(state["state"]["key"].astype("<u4").tobytes(), state["state"]["pos"])
+    expect(state.get("buffer_pos", 0) <= 4 and state.get("has_uint32", 0) <= 1, "a position is out of range")
+    expect(state.get("uinteger", 0) < 1 << 32, "a word is out of range")
+    expect("inc" not in state["state"] or state["state"]["inc"] % 2 == 1, "an increment is even")
     scratch.state = state
     return dict(state)
-
-
-def _expect_alike(state: Any, model: Any) -> None:
-    if isinstance(model, dict):
-        _expect_keys(state, *model)
-        for key, inner in model.items():
-            _expect_alike(state[key], inner)
-    elif isinstance(model, np.ndarray):
-        same = isinstance(state, np.ndarray) and state.dtype == model.dtype and state.shape == model.shape
-        _expect(same, f"an array is not of {model.dtype} and {model.shape}")
-    elif isinstance(model, str):
-        _expect(type(state) is str, "a name is not a str")
-    else:
-        _expect(type(state) is int and 0 <= state < 1 << 128, f"{state!r} is out of range")
-
-
-def _check_mersenne(key: Any, position: Any, whose: str = "the") -> None:
-    _expect(isinstance(key, bytes) and len(key) == 2496, "a Mersenne Twister has 624 words of 32 bits")
-    # The first word counts with its top bit alone. From zeros only zeros follow, and NumPy's randn would never return.
-    _expect(bool(key[3] & 0x80) or any(key[4:]), f"{whose} Mersenne Twister state is all zero")
-    _expect(type(position) is int and 0 <= position <= 624, f"the position {position!r} is not in [0, 624]")
-
-
-def _check_torch_mersenne(data: bytes) -> None:
-    # torch's layout: the seed, how many words are left, a flag, the place of the next one, 624 words of 64 bits of
-    # which the low 32 count, a gaussian (three doubles and a flag), and a gaussian in float32.
-    _, left, _, place, *words = struct.unpack_from("<QiiQ624Q", data)
-    key = struct.pack("<624I", *(word & 0xFFFF_FFFF for word in words))
-    _expect(left >= 1 and place + left <= 625, f"{left} words are left from the place {place} on")
-    _check_mersenne(key, place, "torch's")
-    gaussians = (*struct.unpack_from("<3d", data, 5016), *struct.unpack_from("<f", data, 5048))
-    _expect(all(map(math.isfinite, gaussians)), "the cached gaussian is not finite")
-
-
-def _check_gaussian(gaussian: Any) -> None:
-    _expect(
-        isinstance(gaussian, list)
-        and len(gaussian) <= 1
-        and all(type(number) is float and math.isfinite(number) for number in gaussian),
-        f"the cached gaussian is {gaussian!r}",
-    )
-
-
-def _expect(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise StateFormatError(otherwise)
-
-
-def _expect_keys(plain: Any, *keys: str) -> None:
-    _expect(isinstance(plain, dict) and set(plain) == set(keys), f"the keys are not {', '.join(keys)}")
 
 
 def _match(held: Held, what: str, saved: Any, here: Any) -> None:

@@ -132,7 +132,7 @@ class Backend:
         self.in_bad_fork: Callable[[], bool] = getattr(module, "_is_in_bad_fork", lambda: False)
         # MPS and small backends have no such function: they are ready as soon as they are there.
         self.is_initialized: Callable[[], bool] = getattr(module, "is_initialized", self._is_there)
-        # MTIA in torch 2.7 has a tracker, but no generators to seed.
+        # A tracker is of use only with the generators that it seeds.
         tracked = hasattr(module, "default_generators")
         self.tracker: Any = getattr(module, "_lazy_seed_tracker", None) if tracked else None
         # torch has the caller's stack in the place of this text.

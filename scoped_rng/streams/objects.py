@@ -76,8 +76,9 @@ class RandomStateStream:
         return str(self.take()["bit_generator"])
 
 
+_numpy: Any = np.random  # whose stubs leave out get_bit_generator
 # What the global functions of NumPy and torch draw from; registry knows Python's.
-_GLOBAL_OBJECTS = (getattr(np.random.mtrand, "_rand", None), torch.default_generator)
+_GLOBAL_OBJECTS = (getattr(_numpy.mtrand, "_rand", _numpy), torch.default_generator)
 
 
 def _draws_from_global(subject: Any) -> bool:
@@ -86,9 +87,6 @@ def _draws_from_global(subject: Any) -> bool:
     if isinstance(bits, np.random.MT19937):
         return bits is _numpy.get_bit_generator()
     return isinstance(subject, torch.Generator) and any(subject is known for known in default_generators())
-
-
-_numpy: Any = np.random  # whose stubs leave out get_bit_generator
 
 
 @skipped

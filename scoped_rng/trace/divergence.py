@@ -75,10 +75,10 @@ class Divergence:
             )
         elif self.kind == "uninitialised":
             made = "an op" if self.origin is None else _told(self.origin)
-            yield f"it reads what was left in memory that {made} had made and that no op had written."
-            yield "Use torch.zeros, or write all of it before it is read."
+            yield f"it reads what was left in memory that {made} had made and that no op had written whole."
+            yield "Use torch.zeros, or write all of it before it is read;"
+            yield "unless another thread, NumPy or another library has filled it, which is not recorded."
             if self.streams:
-                yield "Or NumPy or another library has filled it, which is not recorded."
                 yield from self._blame()
         elif self.kind == "input":
             yield "something that it reads differs, and no op before it made that: it came from outside torch."
@@ -209,6 +209,8 @@ def _sequence(one: _Run, two: _Run, first: Record | None, second: Record | None)
     both have called others in between. The nearest such place counts.
     """
     streams, entropy = _parted(one, two), one.entropy or two.entropy
+    if (first is not None and "torch" in first.streams) != (second is not None and "torch" in second.streams):
+        streams = tuple(name for name in streams if name != "torch")  # looked at in one of them alone: where it draws
     ours, theirs = one.window(first), two.window(second)
     matcher = SequenceMatcher(None, [_key(record) for record in ours], [_key(record) for record in theirs], False)
     long = [block for block in matcher.get_matching_blocks() if _is_meeting(block, ours, theirs)]

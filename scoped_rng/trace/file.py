@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 from ..errors import TraceFormatError
 
-__all__ = ["Draft", "Place", "Record", "Source", "Trace", "TraceFormatError", "Writer"]
+__all__ = ["Draft", "Place", "Record", "Source", "Trace", "Writer"]
 
 MAGIC, VERSION = b"\x93SRTRACE", 1
 _HEADER = struct.Struct("<8sI")

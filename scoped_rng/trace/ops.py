@@ -70,6 +70,9 @@ def describe(func: Any) -> Op:
     space, _, base = name.partition(".")[0].rpartition("::")
     writes, overwrites = [], set()
     for index, argument in enumerate(schema.arguments):
+        if argument.name == "noise" and base.startswith("rrelu"):  # for its own backward, and in eval never written
+            overwrites |= {index, argument.name}
+            continue
         is_written = argument.alias_info is not None and argument.alias_info.is_write
         if is_written or argument.name in _RUNNING:
             writes.append((index, argument.name))
@@ -114,24 +117,50 @@ def _remember(func: Any, op: Op) -> Op:
 SCRATCH = -1  # in the place of a record, of memory that only its own backward reads
 
 
-class Unwritten(dict[int, tuple[Any, int]]):
-    """The memory that no op has written yet, by its storage: which record has made it."""
+class Unwritten(dict[int, tuple[Any, int, list[tuple[int, int]]]]):
+    """The memory that no op has written yet, by its storage: which record has made it, and which bytes are written."""
 
     def add(self, tensor: Tensor, index: int) -> None:
         owner = storage_of(tensor)
         key = id(owner)
-        self[key] = weakref.ref(owner, lambda _: self.pop(key, None)), index
+        self[key] = weakref.ref(owner, lambda _: self.pop(key, None)), index, []
 
     def made(self, tensor: Tensor) -> int | None:
         """Return the record that made the memory of a tensor, if no op has written it."""
         found = self.get(id(storage_of(tensor)))
-        return None if found is None else found[1]
+        if found is None:
+            return None
+        _, index, written = found
+        if written:
+            begin, end = _extent(tensor)
+            if any(first <= begin and end <= last for first, last in written):
+                return None
+        return index
 
     def write(self, tensor: Tensor) -> None:
-        """Forget memory that has been written whole."""
+        """Note memory that has been written, and forget what has been written whole."""
         owner = storage_of(tensor)
-        if id(owner) in self and tensor.nbytes >= owner.nbytes():
+        found = self.get(id(owner))
+        if found is None:
+            return
+        if owner is tensor or tensor.nbytes >= owner.nbytes():
             del self[id(owner)]
+        elif tensor.is_contiguous():
+            _, _, written = found
+            begin, end = _extent(tensor)
+            apart = [(first, last) for first, last in written if last < begin or end < first]
+            joined = [(begin, end), *(each for each in written if each not in apart)]
+            begin, end = min(first for first, _ in joined), max(last for _, last in joined)
+            written[:] = [*apart, (begin, end)]
+            if end - begin >= owner.nbytes():
+                del self[id(owner)]
+
+
+def _extent(tensor: Tensor) -> tuple[Any, Any]:
+    """Return from where to where in its storage a tensor reaches, in bytes."""
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    begin, size = tensor.storage_offset(), tensor.element_size()
+    return begin * size, (begin + last + 1) * size
 
 
 def storage_of(tensor: Any) -> Any:
@@ -144,12 +173,13 @@ def storage_of(tensor: Any) -> Any:
 class Read:
     """What an op reads: fingerprints of tensors, and the rest written out."""
 
-    __slots__ = ("inputs", "moved", "scalars", "unwritten")
+    __slots__ = ("accumulates", "inputs", "moved", "scalars", "unwritten")
 
     def __init__(self) -> None:
         self.inputs: list[int] = []
         self.scalars: list[str] = []
         self.unwritten: Mapping[int, int] = _NONE
+        self.accumulates = False
         self.moved: int | None = None  # what made the memory that is moved as it is, and not read
 
     def arguments(self, op: Op, args: Any, kwargs: Mapping[str, Any], memory: Unwritten) -> None:
@@ -158,7 +188,7 @@ class Read:
         if not memory and not overwrites:
             self.values(args, reads)
         else:
-            accumulates = len(args) > 3 and args[3] is True  # the last argument of index_put_
+            accumulates = self.accumulates = len(args) > 3 and args[3] is True  # the last argument of index_put_
             if op.is_partial and not accumulates and memory.made(args[0]) is not None:
                 overwrites = overwrites | {0}
             for place, value in enumerate(args):

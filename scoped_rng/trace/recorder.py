@@ -18,14 +18,13 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
 from ..dynamo import skipped
-from .divergence import Divergence, first_divergence
-from .file import Record, Source, Trace, TraceFormatError
+from .file import Trace
 from .fingerprint import fingerprint, shape_fingerprint, text_hash
 from .observe import Streams, torch_state
 from .ops import KNOWN, SCRATCH, Op, Read, Unwritten, describe, flat, written_out
 from .places import Places
 
-__all__ = ["Divergence", "Record", "Source", "Trace", "TraceFormatError", "first_divergence", "record"]
+__all__ = ["record"]
 
 Tensor = torch.Tensor
 _C: Any = torch._C
@@ -33,7 +32,7 @@ _current_graph_task_id = _C._current_graph_task_id
 _MOST_GIVEN = 1 << 16
 _NO_DISPATCH: Any = Tensor.__torch_dispatch__
 _recorders: weakref.WeakSet[_Recorder] = weakref.WeakSet()
-_SKIPS_FRAMES = hasattr(_C._dynamo.eval_frame, "set_code_exec_strategy")  # torch 2.7 on
+_SKIPS_FRAMES = hasattr(_C._dynamo.eval_frame, "set_code_exec_strategy")
 
 
 @contextlib.contextmanager
@@ -175,7 +174,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch le
             memory.add(tensor, SCRATCH)
         elif read.moved is not None:
             memory.add(tensor, read.moved)
-        elif op.makes_data and not (op.is_partial and memory.made(tensor) is not None):
+        elif op.makes_data and (read.accumulates or not op.is_partial or memory.made(tensor) is None):
             memory.write(tensor)
             return fingerprint(tensor)
         return shape_fingerprint(tensor)
