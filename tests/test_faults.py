@@ -538,12 +538,17 @@ def test_an_entry_that_fails_is_told_of_first_where_something_cannot_be_put_back
         stuck.put.function(value) if one is stuck else one.put(value)
 
 
-def test_a_body_that_waits_while_it_is_closed_is_closed_as_far_as_it_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("waits_first", [False, True], ids=["between two steps", "in a step"])
+def test_a_body_that_waits_while_it_is_closed_is_closed_as_far_as_it_goes(
+    waits_first: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     closed = []
 
     @deterministic(7)
     async def generate() -> Any:
         try:
+            if waits_first:
+                await pause()
             yield 1
         finally:
             closed.append(random.random())
@@ -552,8 +557,9 @@ def test_a_body_that_waits_while_it_is_closed_is_closed_as_far_as_it_goes(monkey
 
     before = kit.everything()
     generator = generate()
-    with pytest.raises(StopIteration):
-        generator.asend(None).send(None)
+    step = generator.asend(None)
+    with contextlib.suppress(StopIteration):
+        step.send(None)
     taken = iter([Boom("no")])
 
     def take() -> Any:
@@ -563,7 +569,7 @@ def test_a_body_that_waits_while_it_is_closed_is_closed_as_far_as_it_goes(monkey
 
     monkeypatch.setattr(PYTHON, "take", take)
     with pytest.raises(Boom):
-        generator.asend(None).send(None)
+        (step if waits_first else generator.asend(None)).send(None)
     assert closed == [random.Random(7).random()]
     assert kit.everything() == before
 
